@@ -1,0 +1,7 @@
+"""Small Transformers that are read in one sitting."""
+
+from lossbook.models.decoder import Decoder
+from lossbook.models.encoder import Encoder
+from lossbook.models.transformer import Block, Output, Transformer, TransformerConfig
+
+__all__ = ["Block", "Decoder", "Encoder", "Output", "Transformer", "TransformerConfig"]

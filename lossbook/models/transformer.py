@@ -1,0 +1,218 @@
+"""One Transformer block, and the trunk that the encoder and the decoder share.
+
+Vaswani et al. 2017 (arXiv:1706.03762), equation 1 and section 3; the norm stands in front of each
+sub-layer by default (Xiong et al. 2020, arXiv:2002.04745), or behind it as in the original and in
+BERT. Symbols: B texts, T tokens, C = width, H heads, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lossbook._require import require
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a model.
+
+    Args:
+        vocab_size: V, number of token ids.
+        width: C, length of the hidden vectors; a multiple of ``heads``.
+        layers: number of blocks.
+        heads: H, attention heads of width C / H each.
+        max_length: longest text, in tokens; positions are learned.
+        expansion: width of the feed-forward layer in multiples of C.
+        dropout: probability with which embeddings, attention weights and the outputs of both
+            sub-layers are dropped in training.
+        norm: ``"pre"``: x + f(norm(x)), with one more norm at the end;
+            ``"post"``: norm(x + f(x)), with one more norm on the embeddings (BERT).
+        norm_eps: ε inside the square root of the layer norm.
+
+    Raises:
+        ValueError: a size below 1, a width that the heads do not divide, and the like.
+    """
+
+    vocab_size: int
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    max_length: int = 64
+    expansion: int = 4
+    dropout: float = 0.0
+    norm: str = "pre"
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "max_length", "expansion"):
+            size = getattr(self, name)
+            require(isinstance(size, int) and size >= 1, name, size, "an int of at least 1")
+        require(
+            self.width % self.heads == 0, "width", self.width, f"a multiple of heads={self.heads}"
+        )
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
+        require(self.norm in ("pre", "post"), "norm", self.norm, '"pre" or "post"')
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
+
+
+class Output(NamedTuple):
+    """What a model returns: ``logits [B, T, V]`` and the ``hidden [B, T, C]`` they come from."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Attention(nn.Module):
+    """softmax(Q Kᵀ / √(C/H)) V in H heads (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        self.heads, self.causal, self.dropout = config.heads, causal, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], visible: Bool[Tensor, "batch 1 q time"] | None
+    ) -> Float[Tensor, "batch time width"]:
+        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, C/H]
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, C/H] each
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=visible,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and visible is None,
+        )
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """W₂ GELU(W₁ x + b₁) + b₂, at each position by itself."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.expansion * config.width)
+        self.down = nn.Linear(config.expansion * config.width, config.width)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward layer, each with its norm and its residual."""
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.attention, self.mlp = Attention(config, causal), FeedForward(config)
+        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        visible: Bool[Tensor, "batch 1 q time"] | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        if self.pre:
+            x = x + self.drop(self.attention(self.norm1(x), visible))
+            return x + self.drop(self.mlp(self.norm2(x)))
+        x = self.norm1(x + self.drop(self.attention(x, visible)))
+        return self.norm2(x + self.drop(self.mlp(x)))
+
+
+class Transformer(nn.Module):
+    """Embeddings and blocks: from ``input_ids [B, T]`` to ``hidden [B, T, C]``.
+
+    A subclass adds the head and calls :func:`initialise` when all of its parameters are there.
+    """
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Embedding(config.max_length, config.width)
+        self.blocks = nn.ModuleList(Block(config, causal) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.drop = nn.Dropout(config.dropout)
+
+    def encode(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Shaped[Tensor, "*shape"] | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        """The last hidden vectors, [B, T, C]."""
+        _refuse(self.config, input_ids, attention_mask)
+        visible = visibility(attention_mask, self.causal)
+        x = self.embedding(input_ids) + self.position.weight[: input_ids.shape[1]]
+        x = self.drop(x if self.config.norm == "pre" else self.norm(x))
+        for block in self.blocks:
+            x = block(x, visible)
+        return self.norm(x) if self.config.norm == "pre" else x
+
+
+def visibility(
+    attention_mask: Shaped[Tensor, "batch time"] | None, causal: bool
+) -> Bool[Tensor, "batch 1 q time"] | None:
+    """Which key each query may see: [B, 1, 1, T], or [B, 1, T, T] where order matters.
+
+    None where there is no padding, so that attention takes its fastest path. A token of a causal
+    model always sees itself: text may then be padded on the left, and no softmax is empty.
+    """
+    if attention_mask is None:
+        return None
+    keys = attention_mask.bool()[:, None, None, :]
+    if not causal:
+        return keys
+    time = attention_mask.shape[1]
+    square = torch.ones(time, time, dtype=torch.bool, device=attention_mask.device)
+    return (keys & square.tril()) | square.diag().diag()
+
+
+def _refuse(config: TransformerConfig, ids: Tensor, mask: Tensor | None) -> None:
+    longest = f"at most max_length={config.max_length} tokens"
+    require(ids.shape[1] <= config.max_length, "input_ids", tuple(ids.shape), longest)
+    if mask is not None:
+        require(
+            mask.shape == ids.shape,
+            "attention_mask",
+            tuple(mask.shape),
+            f"the shape of input_ids, {tuple(ids.shape)}",
+        )
+    # On an accelerator this look would wait for the device at every step; `pretrain` has looked
+    # before the ids were sent there.
+    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in torch.aminmax(ids))
+        outside = low if low < 0 else high
+        require(
+            0 <= outside < config.vocab_size,
+            "input_ids",
+            outside,
+            f"ids from 0 to vocab_size - 1 = {config.vocab_size - 1}",
+        )
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
+    """Draw the weights from NumPy, so that a seed means the same model on every platform.
+
+    Matrices are normal with deviation ``std``; the two projections of each block that write into
+    the residual stream are divided by √(2 · layers), since so many of them add up (Radford et al.
+    2019, section 2.3). Biases are 0, the gains of the norms 1.
+    """
+    rng = np.random.default_rng([seed])
+    residual = std / np.sqrt(2 * model.config.layers)
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            p.fill_(float("norm" in name and name.endswith("weight")))
+        else:
+            deviation = residual if name.endswith(("out.weight", "down.weight")) else std
+            p.copy_(torch.from_numpy(deviation * rng.standard_normal(p.shape)))
