@@ -1,10 +1,30 @@
 """Shapes and types in signatures are checked while the tests run."""
 
-import os
+from __future__ import annotations
 
-from jaxtyping import install_import_hook
+import os
+import sys
+import types
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-install_import_hook("lossbook", "beartype.beartype").install()
+import jaxtyping
+import pytest
+from beartype import BeartypeConf, beartype
+
+# An int is as good as a float where a float is asked for.
+_checker = types.ModuleType("lossbook_typechecker")
+_checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules["lossbook_typechecker"] = _checker
+
+jaxtyping.install_import_hook("lossbook", "lossbook_typechecker.check")
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """Switch the shape checks off: what does a user see who calls with a wrong shape?"""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
