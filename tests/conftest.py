@@ -10,6 +10,7 @@ from collections.abc import Iterator
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
@@ -20,6 +21,11 @@ _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules["lossbook_typechecker"] = _checker
 
 jaxtyping.install_import_hook("lossbook", "lossbook_typechecker.check")
+
+
+# The same examples on every machine; the first call of anything in torch is slow.
+hypothesis.settings.register_profile("book", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("book")
 
 
 @pytest.fixture
