@@ -149,7 +149,7 @@ class Objective(ABC):
         index: int = 0,
         row_ids: Sequence[int] | np.ndarray | None = None,
     ) -> dict[str, Tensor]:
-        """Batch ``index`` of an epoch as tensors: dynamic, or static where ``duplicates`` is set."""
+        """Batch ``index`` of an epoch as tensors; static where ``duplicates`` is set."""
         if self.duplicates is None:
             arrays = self.corrupt(ids, self.generator(epoch, index))
         else:
@@ -216,7 +216,7 @@ class Objective(ABC):
                 "integers [batch, time]")  # fmt: skip
         if ids.size:
             low, high, size = ids.min(), ids.max(), self.vocabulary.size
-            require(0 <= low and high < size, "ids", int(low if low < 0 else high),
+            require(low >= 0 and high < size, "ids", int(low if low < 0 else high),
                     f"ids of the vocabulary, 0 to {size - 1}")  # fmt: skip
         return ids.astype(np.int64, copy=False)
 
@@ -251,17 +251,18 @@ def pad(
         table = np.asarray(rows)
         require(table.ndim == 2, "examples", table.shape, "an array [batch, time]")
         return _integers(table)
-    arrays = [_integers(np.asarray(row)) for row in rows]
-    require(all(array.ndim == 1 for array in arrays), "examples",
-            [array.shape for array in arrays], "1-D rows of ids")  # fmt: skip
-    lengths = [len(array) for array in arrays]
-    padded = np.full((len(arrays), max(lengths, default=0) if width is None else width), fill)
-    for line, array, length in zip(padded, arrays, lengths, strict=True):
-        line[:length] = array
+    lengths = np.array([len(row) for row in rows])
+    filled = [row for row, length in zip(rows, lengths, strict=True) if length]
+    flat = _integers(np.concatenate(filled)) if filled else np.zeros(0, np.int64)
+    require(flat.ndim == 1, "examples", np.shape(filled[:1]), "1-D rows of ids")
+    width = int(lengths.max()) if width is None else width
+    if flat.size == len(rows) * width:
+        return flat.reshape(len(rows), width)
+    padded = np.full((len(rows), width), fill)
+    padded[np.arange(width) < lengths[:, None]] = flat
     return padded
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
-    whole = values.dtype.kind in "iu" or values.size == 0
-    require(whole, "examples", f"values of {values.dtype}", "integer ids")
+    require(values.dtype.kind in "iu", "examples", f"values of {values.dtype}", "integer ids")
     return values.astype(np.int64, copy=False)

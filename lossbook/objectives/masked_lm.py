@@ -117,14 +117,13 @@ class MaskedLM(Objective):
         ids = self._checked(ids)
         selected = self.select(ids, rng)
         originals = ids.ravel()[selected]
-        input_ids, labels = ids.flatten(), np.full(ids.size, IGNORE_INDEX)
-        input_ids[selected] = self.replace(originals, rng)
-        labels[selected] = originals
-        return {
-            "input_ids": input_ids.reshape(ids.shape),
-            "labels": labels.reshape(ids.shape),
-            "attention_mask": (ids != self.vocabulary.pad_id).astype(np.int64),
-        }
+        # one block of memory: three would be given back to the system and fetched again
+        input_ids, labels, attention_mask = np.empty((3, *ids.shape), np.int64)
+        input_ids[:], labels[:] = ids, IGNORE_INDEX
+        attention_mask[:] = ids != self.vocabulary.pad_id
+        input_ids.ravel()[selected] = self.replace(originals, rng)
+        labels.ravel()[selected] = originals
+        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
 
     def select(
         self, ids: Int[np.ndarray, "batch time"], rng: np.random.Generator
