@@ -1,0 +1,7 @@
+"""Corpora: a language with known floors, real text, tokenizers."""
+
+from lossbook.corpora.base import SPLITS, Corpus
+from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
+from lossbook.corpora.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+__all__ = ["SPECIAL_TOKENS", "SPLITS", "Corpus", "HiddenMarkovLanguage", "Vocabulary"]
