@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lossbook._require import require
 IGNORE_INDEX = -100
 
 
+@runtime_checkable
 class TokenIds(Protocol):
     """What an objective needs to know about a vocabulary."""
 
@@ -69,6 +70,9 @@ class Objective(ABC):
     """
 
     name: str = "objective"
+    # Whether the loss reads the logits of a position exactly where its own label is a target.
+    # The head of a model then need not be computed anywhere else.
+    at_labels: bool = False
 
     def __init__(
         self, vocabulary: TokenIds, *, duplicates: int | None = None, seed: int = 0
@@ -186,10 +190,16 @@ class Objective(ABC):
         return {key: torch.from_numpy(value) for key, value in arrays.items()} | extra
 
     def show(self, text: str, rng: np.random.Generator | None = None) -> list[Shown]:
-        """Corrupt one text: for each token the original, what the model sees, and its target."""
+        """Corrupt one text: for each token the original, what the model sees, and its target.
+
+        Args:
+            text: Encoded by the vocabulary, between ``[CLS]`` and ``[SEP]``.
+            rng: The stream of the first batch of this epoch by default.
+        """
         vocabulary: Any = self.vocabulary
-        ids = vocabulary.encode(text)
-        batch = self.corrupt(ids[None], self.generator(0, 0) if rng is None else rng)
+        ids = np.array([vocabulary.cls_id, *vocabulary.encode(text), vocabulary.sep_id])
+        rng = self.generator(self.epoch or 0, 0) if rng is None else rng
+        batch = self.corrupt(ids[None], rng)
         seen, labels = batch["input_ids"][0], batch["labels"][0]
         targets = vocabulary.tokens_of(np.where(labels == IGNORE_INDEX, ids, labels))
         return [
@@ -212,7 +222,7 @@ class Objective(ABC):
         return (info.seed - info.id if self.epoch is None else self.epoch), info.id
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
-        require(ids.ndim == 2 and ids.dtype.kind in "iu", "ids", f"{ids.dtype} {ids.shape}",
+        require(ids.ndim == 2 and ids.dtype.kind in "iu", "ids", (ids.dtype, ids.shape),
                 "integers [batch, time]")  # fmt: skip
         if ids.size:
             low, high, size = ids.min(), ids.max(), self.vocabulary.size
@@ -264,5 +274,5 @@ def pad(
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
-    require(values.dtype.kind in "iu", "examples", f"values of {values.dtype}", "integer ids")
+    require(values.dtype.kind in "iu", "examples", values.dtype, "integer ids")
     return values.astype(np.int64, copy=False)

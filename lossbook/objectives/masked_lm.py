@@ -14,7 +14,7 @@ and appendix A; the denominator as in BERT's ``run_pretraining.py``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class MaskedLM(Objective):
     """
 
     name = "masked-lm"
+    at_labels = True
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class MaskedLM(Objective):
         *,
         rate: float = 0.15,
         selection: str = "bernoulli",
-        replacement: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        replacement: Sequence[float] = (0.8, 0.1, 0.1),
         random_tokens: str = "ordinary",
         max_predictions: int | None = None,
         duplicates: int | None = None,
@@ -178,11 +179,13 @@ class MaskedLM(Objective):
             Nats per target. A batch without a target gives 0 with a zero gradient.
 
         Raises:
-            ValueError: The shapes do not fit, or a label is outside the classes.
+            ValueError: Logits and labels do not fit, or a label is outside the classes.
         """
         labels = batch["labels"]
         if logits.ndim == 2 and labels.ndim == 2:
             labels = labels[labels != IGNORE_INDEX]
+        require(logits.shape[:-1] == labels.shape, "logits", tuple(logits.shape),
+                f"{tuple(labels.shape)} as the labels, and the classes last")  # fmt: skip
         return cross_entropy(
             logits,
             labels,
