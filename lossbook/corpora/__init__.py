@@ -1,7 +1,18 @@
 """Corpora: a language with known floors, real text, tokenizers."""
 
 from lossbook.corpora.base import SPLITS, Corpus
+from lossbook.corpora.floors import Floor, causal_floor, masked_floor, selection_pmf
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 from lossbook.corpora.vocabulary import SPECIAL_TOKENS, Vocabulary
 
-__all__ = ["SPECIAL_TOKENS", "SPLITS", "Corpus", "HiddenMarkovLanguage", "Vocabulary"]
+__all__ = [
+    "SPECIAL_TOKENS",
+    "SPLITS",
+    "Corpus",
+    "Floor",
+    "HiddenMarkovLanguage",
+    "Vocabulary",
+    "causal_floor",
+    "masked_floor",
+    "selection_pmf",
+]

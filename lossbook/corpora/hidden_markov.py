@@ -11,6 +11,7 @@ diagonal; all recursions work on the blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, overload
 
 import numpy as np
@@ -322,4 +323,4 @@ def _split(transition: np.ndarray) -> list[np.ndarray]:
     n = len(transition)
     cuts = [c for c in range(1, n) if not (transition[:c, c:].any() or transition[c:, :c].any())]
     edges = [0, *cuts, n]
-    return [transition[a:b, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [transition[a:b, a:b] for a, b in pairwise(edges)]

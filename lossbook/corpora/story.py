@@ -4,8 +4,8 @@ Nothing here is learned or drawn. A document has a topic and tells a story in fo
 tables say which words belong to what, and `compile_story` turns them into the arrays of a hidden
 Markov model. Conventions of the tables:
 
-* words stand in the order of their frequency (Zipf's law, weight 1/rank); where a list depends on
-  the topic alone, each stage begins at another place of it;
+* words stand in the order of their frequency, by a flat Zipf law: weight rank ** -0.7; where a
+  list depends on the topic alone, each stage begins at another place of it;
 * ``big|large`` are synonyms: they share their place in the list, 60 to 40;
 * a compound is (stems, suffix): every stem forms one word with the suffix;
 * a phrase is a string whose words always follow each other; so is a name of two parts.
@@ -21,8 +21,12 @@ import numpy as np
 
 STAGES = ("opening", "quest", "trouble", "ending")
 
+EXPONENT = 0.7
 DETERMINERS = "the this her that his every"
 PREPOSITIONS = "in near from behind toward beyond under beside"
+AGENTS = "girl|maiden boy stranger friend child"
+THINGS = "box coat book bread candle"
+PLACES = "house river|stream road town wood"
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,12 @@ class Stage:
 
 TOPICS = {
     "sea": Topic(
-        agents="captain sailor|seaman pilot diver cook",
+        agents="captain sailor|seaman pilot diver cook mate",
         things="net anchor rope sail chart barrel pearl",
         places="harbour|port beach island reef deck",
-        adjectives="salty wet calm stormy",
-        transitive="hauls steers mends",
-        intransitive="sails drifts swims",
+        adjectives="salty wet calm stormy windy",
+        transitive="hauls steers mends lifts",
+        intransitive="sails drifts swims dives",
         compound_agents=("fisher helms", "man"),
         compound_places=("light boat", "house"),
         people=("anna moor", "tom reed"),
@@ -71,12 +75,12 @@ TOPICS = {
         phrase="against the wind",
     ),
     "farm": Topic(
-        agents="farmer shepherd miller maid gardener",
+        agents="farmer shepherd miller maid gardener beekeeper",
         things="plough basket lamb apple egg cart seed",
         places="barn meadow|pasture field orchard stable",
-        adjectives="muddy green ripe sunny",
-        transitive="plants feeds milks",
-        intransitive="digs toils naps",
+        adjectives="muddy green ripe sunny fertile",
+        transitive="plants feeds carries milks",
+        intransitive="digs toils naps whistles",
         compound_agents=("dairy plough", "man"),
         compound_places=("farm green", "house"),
         people=("mary brook", "peter hill"),
@@ -84,12 +88,12 @@ TOPICS = {
         phrase="before the rain",
     ),
     "market": Topic(
-        agents="merchant|trader baker tailor buyer clerk",
+        agents="merchant|trader baker tailor buyer clerk weaver",
         things="coin cloth purse spice silk loaf scale",
         places="shop|store square stall street bank",
-        adjectives="cheap busy fresh precious",
-        transitive="buys sells weighs",
-        intransitive="haggles pays counts",
+        adjectives="cheap busy fresh precious fine",
+        transitive="buys sells weighs orders",
+        intransitive="haggles pays counts shouts",
         compound_agents=("trades sales", "man"),
         compound_places=("ware customs", "house"),
         people=("clara stone", "john price"),
@@ -97,12 +101,12 @@ TOPICS = {
         phrase="at half price",
     ),
     "mountain": Topic(
-        agents="climber guide hunter hermit scout",
+        agents="climber guide hunter hermit scout ranger",
         things="lantern tent map boot axe stone flag",
         places="summit|peak cave ridge glacier pass",
-        adjectives="steep icy snowy misty",
-        transitive="packs lights wraps",
-        intransitive="climbs hikes slips",
+        adjectives="steep icy snowy misty wild",
+        transitive="packs lights wraps drags",
+        intransitive="climbs hikes slips camps",
         compound_agents=("woods hunts", "man"),
         compound_places=("guest tree", "house"),
         people=("erik frost", "ida berg"),
@@ -110,12 +114,12 @@ TOPICS = {
         phrase="above the clouds",
     ),
     "castle": Topic(
-        agents="king queen knight guard jester",
+        agents="king queen knight guard jester page",
         things="crown sword shield throne letter ring banner",
         places="hall tower court chapel garden",
-        adjectives="royal golden proud grand|splendid",
-        transitive="polishes raises guards",
-        intransitive="kneels bows reigns",
+        adjectives="royal golden proud grand|splendid stately",
+        transitive="polishes raises guards admires",
+        intransitive="kneels bows reigns dances",
         compound_agents=("noble swords", "man"),
         compound_places=("gate bath", "house"),
         people=("rosa lyon", "arthur vane"),
@@ -123,12 +127,12 @@ TOPICS = {
         phrase="behind closed doors",
     ),
     "railway": Topic(
-        agents="driver porter conductor passenger engineer",
+        agents="driver porter conductor passenger engineer inspector",
         things="ticket trunk whistle lamp parcel signal wagon",
         places="station platform tunnel bridge depot",
-        adjectives="crowded noisy|loud late rusty",
-        transitive="stamps loads repairs",
-        intransitive="departs travels boards",
+        adjectives="crowded noisy|loud late rusty smoky",
+        transitive="stamps loads repairs checks",
+        intransitive="departs travels boards hurries",
         compound_agents=("signal brake", "man"),
         compound_places=("round power", "house"),
         people=("henry watts", "ella marsh"),
@@ -175,21 +179,21 @@ STORY = (
 
 # From a node of the grammar to the next ones. "start" is the place between two sentences.
 GRAMMAR = {
-    "start": {"opener": 0.15, "phrase": 0.10, "determiner": 0.55, "person": 0.20},
-    "opener": {"determiner": 0.7, "person": 0.3},
-    "phrase": {"determiner": 0.7, "person": 0.3},
-    "determiner": {"adjective": 0.4, "agent": 0.45, "compound agent": 0.15},
-    "adjective": {"agent": 0.75, "compound agent": 0.25},
+    "start": {"opener": 0.20, "phrase": 0.08, "determiner": 0.56, "person": 0.16},
+    "opener": {"determiner": 0.75, "person": 0.25},
+    "phrase": {"determiner": 0.75, "person": 0.25},
+    "determiner": {"adjective": 0.45, "agent": 0.45, "compound agent": 0.10},
+    "adjective": {"agent": 0.85, "compound agent": 0.15},
     "agent": {"transitive": 0.55, "intransitive": 0.45},
     "compound agent": {"transitive": 0.55, "intransitive": 0.45},
     "person": {"transitive": 0.55, "intransitive": 0.45},
     "transitive": {"object determiner": 1.0},
-    "object determiner": {"object adjective": 0.3, "thing": 0.7},
+    "object determiner": {"object adjective": 0.4, "thing": 0.6},
     "object adjective": {"thing": 1.0},
-    "thing": {"preposition": 0.25, "topic phrase": 0.1, "adverb": 0.1, "stop": 0.55},
-    "intransitive": {"preposition": 0.4, "topic phrase": 0.1, "adverb": 0.3, "stop": 0.2},
+    "thing": {"preposition": 0.35, "topic phrase": 0.1, "adverb": 0.1, "stop": 0.45},
+    "intransitive": {"preposition": 0.45, "topic phrase": 0.1, "adverb": 0.25, "stop": 0.2},
     "preposition": {"place determiner": 0.85, "named place": 0.15},
-    "place determiner": {"place": 0.75, "compound place": 0.25},
+    "place determiner": {"place": 0.82, "compound place": 0.18},
     "place": {"stop": 1.0},
     "compound place": {"stop": 1.0},
     "named place": {"stop": 1.0},
@@ -225,7 +229,7 @@ def zipf(words: str, shift: int = 0) -> Slot:
     places = words.split()
     slot: Slot = {}
     for i, place in enumerate(places):
-        weight = 1 / (1 + (i - shift) % len(places))
+        weight = (1 + (i - shift) % len(places)) ** -EXPONENT
         pair = place.split("|")
         for token, share in zip(pair, (0.6, 0.4) if len(pair) == 2 else (1.0,), strict=True):
             slot[token] = weight * share
@@ -270,7 +274,7 @@ def nodes(topic: Topic, stage: Stage, g: int) -> dict[str, list[tuple[float, Cha
         "phrase": [(1.0, fixed(stage.phrase))],
         "determiner": [(1.0, determiner)],
         "adjective": [(1.0, adjective)],
-        "agent": [(1.0, [zipf(topic.agents, g)])],
+        "agent": [(1.0, [mixed(zipf(topic.agents, g), zipf(AGENTS), 0.7)])],
         "compound agent": [(1.0, compound(*topic.compound_agents, g))],
         "person": people,
         "transitive": [
@@ -281,10 +285,10 @@ def nodes(topic: Topic, stage: Stage, g: int) -> dict[str, list[tuple[float, Cha
         ],
         "object determiner": [(1.0, determiner)],
         "object adjective": [(1.0, adjective)],
-        "thing": [(1.0, [zipf(topic.things, 2 * g)])],
+        "thing": [(1.0, [mixed(zipf(topic.things, 2 * g), zipf(THINGS), 0.7)])],
         "preposition": [(1.0, [zipf(PREPOSITIONS, 2 * g)])],
         "place determiner": [(1.0, determiner)],
-        "place": [(1.0, [zipf(topic.places, g)])],
+        "place": [(1.0, [mixed(zipf(topic.places, g), zipf(PLACES), 0.7)])],
         "compound place": [(1.0, compound(*topic.compound_places, g))],
         "named place": [(1.0, fixed(topic.named_place))],
         "topic phrase": [(1.0, fixed(topic.phrase))],
@@ -404,7 +408,7 @@ def story_words(tokens: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 def free_tokens() -> set[str]:
     """Tokens that stand in a list of whole words, a phrase or a name."""
-    texts = [DETERMINERS, PREPOSITIONS, *story_phrases(), *story_entities()]
+    texts = [DETERMINERS, PREPOSITIONS, AGENTS, THINGS, PLACES, *story_phrases(), *story_entities()]
     for topic in TOPICS.values():
         texts += [topic.agents, topic.things, topic.places, topic.adjectives]
         texts += [topic.transitive, topic.intransitive]
@@ -429,6 +433,7 @@ def story_synonyms() -> Iterator[tuple[str, str]]:
     """Pairs of interchangeable words."""
     texts = [topic.__dict__[key] for topic in TOPICS.values() for key in topic.__dict__]
     texts += [stage.__dict__[key] for stage in STORY for key in stage.__dict__]
+    texts += [AGENTS, THINGS, PLACES]
     texts += [part for text in texts if isinstance(text, tuple) for part in text]
     for text in texts:
         for place in text.split() if isinstance(text, str) else ():
