@@ -1,0 +1,19 @@
+"""Optimizers: the loop in the base class, the equation in the subclass, speed from the compiler."""
+
+from lossbook.optim.adam import Adam, adam_step
+from lossbook.optim.adamw import AdamW, adamw_step
+from lossbook.optim.base import NonFiniteGradientError, Optimizer
+from lossbook.optim.clipping import clip_factor, global_norm
+from lossbook.optim.groups import exclusion_rule
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "NonFiniteGradientError",
+    "Optimizer",
+    "adam_step",
+    "adamw_step",
+    "clip_factor",
+    "exclusion_rule",
+    "global_norm",
+]

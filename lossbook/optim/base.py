@@ -1,0 +1,305 @@
+"""The loop around an equation: groups, state, decay rules, clipping, errors, the fast path.
+
+A subclass brings its update as a pure function of a few lines, ``equation(theta, g, *memory, t,
+**hyperparameters) -> (theta, *memory)``, and the names of what it remembers. The same function
+runs in the tests in float64, step by step in :meth:`Optimizer.step`, and through the compiler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossbook._require import require
+from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
+from lossbook.optim.compiled import arithmetic_dtype, kernel_for, update
+from lossbook.optim.groups import Rule, exclusion_rule
+
+Number = int | float | Float[Tensor, ""]
+
+# Keys that torch or its schedulers put into a group beside the optimizer's own options.
+FOREIGN_KEYS = {
+    *("params", "param_names", "name", "initial_lr", "decayed"),
+    *("max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"),
+}
+BLOCK = 2**16  # numbers that are updated at a time, so that temporaries stay in the cache
+
+
+class _Moving(NamedTuple):
+    group: int
+    name: str | None
+    parameter: Tensor
+    decayed: bool
+
+
+class _Plan(NamedTuple):
+    numbers: dict[str, float]
+    options: dict[str, Any]
+    tensors: list[list[Tensor]]
+
+
+class NonFiniteGradientError(ValueError):
+    """A gradient holds an infinity or a NaN; nothing has been changed."""
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base class of the book's optimizers; a ``torch.optim.Optimizer`` in every respect.
+
+    Args:
+        params: tensors, parameter groups, or ``model.named_parameters()``.
+        defaults: options that a group may override.
+        exclude: which parameters are not decayed: None (all are), ``"bert"`` (names in which
+            ``LayerNorm``, ``layer_norm`` or ``bias`` occurs), ``"rank"`` (vectors and numbers), or
+            a function of name and parameter. :attr:`excluded` lists them.
+        clip: largest global norm of the gradients; the norm runs once over all groups. The
+            gradients themselves are left as they are.
+        clip_form: ``"pascanu"`` or ``"torch"``, see :func:`~lossbook.optim.clipping.clip_factor`.
+        check_finite: True looks for infinities and NaNs before every step, False never does, None
+            does where it costs nothing, that is where ``clip`` needs the norm anyway.
+        compiled: run the equation through the compiler: one pass over the memory. The first step
+            then takes seconds. Without a C++ compiler the same equation runs as it is, and a
+            warning says so.
+
+    Moments are kept in float32 for parameters in float16 and bfloat16, and the arithmetic is done
+    there: in bfloat16 the product 0.999 v rounds back to v, and v could only ever grow.
+    """
+
+    memory: ClassVar[tuple[str, ...]] = ()
+    equation: ClassVar[Callable[..., tuple[Tensor, ...]]]
+    elementwise: ClassVar[bool] = True  # may the equation be given any piece of a tensor?
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        exclude: str | Rule | None = None,
+        clip: float | None = None,
+        clip_form: str = "pascanu",
+        check_finite: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        require(clip is None or 0 < clip < math.inf, "clip", clip, "None or a number > 0")
+        require(clip_form in CLIP_FORMS, "clip_form", clip_form, f"one of {CLIP_FORMS}")
+        self.clip, self.clip_form, self.check_finite = clip, clip_form, check_finite
+        self.compiled, self._exclude = compiled, exclude
+        self._excluded_by, self._flat = exclusion_rule(exclude), {}
+        if not isinstance(params, Tensor | dict):
+            params = list(params)
+            require(params, "params", params, "at least one parameter (a generator is used up?)")
+        super().__init__(params, defaults)
+
+    @classmethod
+    def like(cls, preset: str, params: Iterable[Any], **options: Any) -> Optimizer:
+        """The optimizer as a named library or model has it: ``presets[preset]`` says how.
+
+        ``options`` are added to the preset and win over it.
+        """
+        require(preset in cls.presets, "preset", preset, f"one of {tuple(cls.presets)}")
+        return cls(params, **{**cls.presets[preset], **options})
+
+    # Parameter groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it does not name come from the defaults."""
+        unknown = set(param_group) - set(self.defaults) - FOREIGN_KEYS
+        known = f"options among {sorted(self.defaults)}"
+        require(not unknown, "params", sorted(unknown), known)
+        self.check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("initial_lr", group["lr"])
+        group["decayed"] = [not self._excluded_by(*pair) for pair in _named(group)]
+        for name, p in _named(group):
+            require(p.is_floating_point(), _label(name, p), p.dtype, "a real floating-point type")
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse options outside their range; subclasses add theirs."""
+        for name in ("lr", "weight_decay"):
+            value = group[name]
+            require(0 <= float(value) < math.inf, name, value, "a finite number >= 0")
+
+    def hyperparameters(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What the equation takes beside tensors: numbers, and options that are no numbers."""
+        raise NotImplementedError
+
+    @property
+    def excluded(self) -> list[str]:
+        """The parameters that ``exclude`` keeps from decay, by name where they have one."""
+        return [
+            _label(name, p)
+            for group in self.param_groups
+            for (name, p), decayed in zip(_named(group), group["decayed"], strict=True)
+            if not decayed
+        ]
+
+    # The step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every parameter that has a gradient; the others and their counts rest.
+
+        Args:
+            closure: evaluates the loss again and returns it.
+
+        Raises:
+            ValueError: a sparse gradient.
+            NonFiniteGradientError: see ``check_finite``. Nothing has changed in either case.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moving = list(self._moving())
+        scale = self._scale(moving)
+        plans: dict[tuple[int, bool, int], _Plan] = {}
+        for item in moving:
+            state = self._state_of(item.parameter)
+            state["step"] += 1
+            key = (item.group, item.decayed, state["step"])
+            if key not in plans:
+                plans[key] = self._plan(*key, scale)
+            plans[key].tensors.append(self._tensors(item.parameter, state))
+        for plan in plans.values():
+            self._run(plan)
+        return loss
+
+    def _moving(self) -> Iterator[_Moving]:
+        for index, group in enumerate(self.param_groups):
+            for (name, p), decayed in zip(_named(group), group["decayed"], strict=True):
+                if p.grad is not None:
+                    dense = p.grad.layout is torch.strided
+                    require(dense, _label(name, p), p.grad.layout, "a dense gradient")
+                    yield _Moving(index, name, p, decayed)
+
+    def _scale(self, moving: list[_Moving]) -> float:
+        if self.clip is None and not self.check_finite:
+            return 1.0
+        total = global_norm(item.parameter.grad for item in moving)
+        if self.check_finite is not False and not math.isfinite(total):
+            self._refuse_non_finite(moving)
+        return 1.0 if self.clip is None else clip_factor(total, self.clip, self.clip_form)
+
+    def _refuse_non_finite(self, moving: list[_Moving]) -> None:
+        bad = [_label(m.name, m.parameter) for m in moving if not m.parameter.grad.isfinite().all()]
+        found = f"an infinity or NaN in {', '.join(bad[:8])}" if bad else "a norm that overflows"
+        raise NonFiniteGradientError(f"gradients: expected finite numbers, got {found}")
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        state = self.state[p]
+        if not state:
+            state["step"] = 0
+            for name in self.memory:
+                state[name] = torch.zeros_like(p, dtype=arithmetic_dtype(p.dtype))
+        return state
+
+    def _plan(self, index: int, decayed: bool, t: int, scale: float) -> _Plan:
+        """What the parameters of a group with the same step count have in common."""
+        values = self.hyperparameters(self.param_groups[index])
+        if not decayed:
+            values["weight_decay"] = 0.0
+        options = {k: x for k, x in values.items() if isinstance(x, str | bool)}
+        numbers = {k: float(x) for k, x in values.items() if k not in options}
+        return _Plan({"t": float(t), "scale": scale, **numbers}, options, [])
+
+    def _tensors(self, p: Tensor, state: dict[str, Any]) -> list[Tensor]:
+        """(theta, g, *memory), as vectors where the equation allows and no copy is needed."""
+        memory = [state[name] for name in self.memory]
+        if not (self.elementwise and p.is_contiguous() and p.grad.is_contiguous()):
+            return [p, p.grad, *memory]
+        kept, flat = self._flat.get(p, ((), []))
+        if len(kept) != len(memory) or any(a is not b for a, b in zip(kept, memory, strict=True)):
+            flat = [x.reshape(-1) if x.is_contiguous() else x for x in memory]
+            self._flat[p] = (memory, flat)
+        return [p.view(-1), p.grad.view(-1), *flat]
+
+    def _run(self, plan: _Plan) -> None:
+        equation, left = type(self).equation, plan.tensors
+        if self.compiled and self.elementwise:
+            left = self._run_compiled(plan)
+        for tensors in left:
+            for block in _blocks(tensors) if self.elementwise else [tensors]:
+                update(equation, block, plan.numbers, plan.options)
+
+    def _run_compiled(self, plan: _Plan) -> list[list[Tensor]]:
+        """Run what the compiler can take; what it cannot comes back."""
+        equation, numbers, options = type(self).equation, plan.numbers, plan.options
+        left, scalars = [], {}
+        for tensors in plan.tensors:
+            kernel = kernel_for(equation, tensors, numbers, options) if _flat(tensors) else None
+            if kernel is None:
+                left.append(tensors)
+                continue
+            if kernel not in scalars:
+                scalars[kernel] = kernel.scalars(numbers)
+            kernel.run([*tensors, *scalars[kernel]])
+        return left
+
+    # What is saved
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("clip", "clip_form", "check_finite", "compiled", "_exclude")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._excluded_by, self._flat = exclusion_rule(self._exclude), {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from ``state_dict``, which is copied; moments take this optimizer's precision.
+
+        Raises:
+            ValueError: groups of other sizes, moments that are missing or of another shape.
+                Nothing has changed then.
+        """
+        wanted = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        saved = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
+        states = {
+            p: self._checked(state_dict["state"][key], key, p)
+            for key, p in zip(saved, wanted, strict=False)
+            if key in state_dict["state"]
+        }
+        super().load_state_dict(state_dict)  # refuses groups of other sizes
+        for p, state in states.items():
+            self.state[p] = state
+
+    def _checked(self, saved: dict[str, Any], key: int, p: Tensor) -> dict[str, Any]:
+        label = f"state_dict['state'][{key}]"
+        expected = {"step", *self.memory}
+        require(expected <= set(saved), label, sorted(saved), f"the entries {sorted(expected)}")
+        for name in self.memory:
+            shape = tuple(saved[name].shape)
+            require(shape == p.shape, f"{label}['{name}']", shape, f"shape {tuple(p.shape)}")
+        form = {"dtype": arithmetic_dtype(p.dtype), "device": p.device, "copy": True}
+        moments = {name: saved[name].to(**form) for name in self.memory}
+        return {**saved, "step": int(saved["step"]), **moments}
+
+
+def _named(group: dict[str, Any]) -> list[tuple[str | None, Tensor]]:
+    names = group.get("param_names") or [None] * len(group["params"])
+    return list(zip(names, group["params"], strict=True))
+
+
+def _label(name: str | None, p: Tensor) -> str:
+    return name or f"parameter of shape {tuple(p.shape)}"
+
+
+def _flat(tensors: list[Tensor]) -> bool:
+    return all(x.ndim == 1 for x in tensors) and tensors[0].device.type == "cpu"
+
+
+def _blocks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Vectors on the CPU in pieces of ``BLOCK`` numbers; anything else in one piece."""
+    length = tensors[0].numel()
+    if length <= BLOCK or not _flat(tensors):
+        yield tensors
+        return
+    for start in range(0, length, BLOCK):
+        yield [x[start : start + BLOCK] for x in tensors]

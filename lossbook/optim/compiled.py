@@ -1,0 +1,196 @@
+"""One equation, two ways to run it: as it is, and as one compiled pass over the memory.
+
+Adam's step moves 28 bytes per float32 parameter and computes next to nothing, so its price is the
+number of passes over the memory. Run as it is, the equation makes a pass per operation; its
+temporaries are kept in the cache by giving it small blocks. Compiled, it is a single pass.
+
+The compiler is called below ``torch.compile``: that checks its guards at every call, which for
+the hundreds of small tensors of a model costs more than the update. Here one kernel with an open
+length is built for each equation, set of options and precision, and called directly. Learning
+rate, step count and the other numbers are arguments, so a schedule does not recompile anything.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+Equation = Callable[..., tuple[Tensor, ...]]
+EXAMPLE_LENGTH = 2**20  # large enough that the compiler thinks threads worth their start
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of moments and arithmetic: the parameter's own, but float32 at the least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def update(
+    equation: Equation,
+    tensors: Sequence[Tensor],
+    numbers: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Replace theta and the memory in ``tensors = (theta, g, *memory)`` by their next values."""
+    theta, g, *memory = tensors
+    dtype = arithmetic_dtype(theta.dtype)
+    t, scale = numbers["t"], numbers["scale"]
+    rest = {name: x for name, x in numbers.items() if name not in ("t", "scale")}
+    g = g.to(dtype)
+    g = g if isinstance(scale, float) and scale == 1.0 else g * scale
+    new = equation(theta.to(dtype), g, *memory, t, **rest, **options)
+    for old, value in zip((theta, *memory), new, strict=True):
+        old.copy_(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A compiled update of flat tensors of any one length."""
+
+    prepare: Callable[..., tuple[Tensor, ...]]  # what depends on numbers alone, such as 1 - beta^t
+    run: Callable[[list[Tensor]], Any]
+
+    def scalars(self, numbers: dict[str, float]) -> tuple[Tensor, ...]:
+        return self.prepare(*as_tensors(numbers).values())
+
+
+def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
+    return {k: torch.tensor(x, dtype=torch.float64, device="cpu") for k, x in numbers.items()}
+
+
+_kernels: dict[Any, Kernel | None] = {}
+
+
+def kernel_for(
+    equation: Equation,
+    tensors: Sequence[Tensor],
+    numbers: dict[str, float],
+    options: dict[str, Any],
+) -> Kernel | None:
+    """The kernel for tensors of these precisions, built at its first use; None if that fails."""
+    key = (equation, tuple(x.dtype for x in tensors), tuple(numbers), tuple(options.items()))
+    if key not in _kernels:
+        try:
+            _kernels[key] = _build(equation, tensors, numbers, options)
+        except Exception as error:  # whatever a compiler, its headers or its cache may raise
+            _kernels[key] = None
+            warn_uncompiled(error)
+    return _kernels[key]
+
+
+def warn_uncompiled(error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or ["?"])[0]
+    warnings.warn(
+        f"compiled=True: the compiler cannot be used here ({type(error).__name__}: {reason}). "
+        "The same equation runs uncompiled: the same results, several times slower. "
+        "torch needs a C++ compiler, such as g++ or clang.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _build(
+    equation: Equation,
+    tensors: Sequence[Tensor],
+    numbers: dict[str, float],
+    options: dict[str, Any],
+) -> Kernel:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def body(*arguments: Tensor) -> tuple[()]:
+        named = dict(zip(numbers, arguments[len(tensors) :], strict=True))
+        update(equation, arguments[: len(tensors)], named, options)
+        return ()
+
+    # dynamic_threads: follow torch.set_num_threads() instead of today's number of threads.
+    settings = {"cpp.dynamic_threads": True, "size_asserts": False}
+    mode, arguments = _examples(tensors, numbers)
+    with torch.no_grad(), tracing(TracingContext(mode)), config.patch(settings):
+        graph = make_fx(body, decomposition_table=select_decomp_table())(*arguments)
+        prepare, kernel = split_scalars(graph)
+        inputs = [node.meta["val"] for node in kernel.graph.nodes if node.op == "placeholder"]
+        return Kernel(prepare, compile_fx_inner(kernel, inputs))
+
+
+def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any, list[Tensor]]:
+    """Stand-ins for flat tensors that share one unknown length, and for the numbers."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import (
+        DimDynamic,
+        ShapeEnv,
+        StatelessSymbolicContext,
+    )
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    arguments = []
+    for x in tensors:
+        length = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK])
+        example = torch.empty(EXAMPLE_LENGTH, dtype=x.dtype, device=x.device)
+        arguments.append(mode.from_tensor(example, symbolic_context=length))
+    return mode, arguments + [mode.from_tensor(x) for x in as_tensors(numbers).values()]
+
+
+def split_scalars(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split a graph into what depends on its numbers alone, and the rest.
+
+    The first part, such as 1 - beta^t, is then computed once a step instead of once a parameter.
+    The second takes the tensors and the results of the first.
+    """
+    nodes = [node for node in module.graph.nodes if node.op != "output"]
+    numeric = {n for n in nodes if "val" in n.meta and n.meta["val"].ndim == 0}
+    passed = [n for n in nodes if n in numeric and any(user not in numeric for user in n.users)]
+    first, second = fx.Graph(), fx.Graph()
+    copies: dict[fx.Graph, dict[fx.Node, fx.Node]] = {first: {}, second: {}}
+
+    def copy(graph: fx.Graph, node: fx.Node) -> None:
+        copies[graph][node] = graph.node_copy(node, copies[graph].__getitem__)
+
+    for node in nodes:
+        if node in numeric:
+            copy(first, node)
+    first.output(tuple(copies[first][node] for node in passed))
+    for node in nodes:
+        if node not in numeric and node.op == "placeholder":
+            copy(second, node)
+    for node in passed:
+        copies[second][node] = second.placeholder(node.name)
+        copies[second][node].meta = dict(node.meta)
+    for node in nodes:
+        if node not in numeric and node.op != "placeholder":
+            copy(second, node)
+    second.output(())
+    return fx.GraphModule(module, first), fx.GraphModule(module, second)
+
+
+def _update_list(
+    equation: Equation,
+    lists: list[list[Tensor]],
+    numbers: dict[str, Tensor],
+    options: dict[str, Any],
+) -> None:
+    for tensors in lists:
+        update(equation, tensors, numbers, options)
+
+
+def update_list(
+    equation: Equation,
+    lists: list[list[Tensor]],
+    numbers: dict[str, float],
+    options: dict[str, Any],
+) -> None:
+    """All tensors of a group in one graph, for devices where starting a kernel is the cost."""
+    global _list_kernel
+    if _list_kernel is _update_list:
+        _list_kernel = torch.compile(_update_list, fullgraph=True, dynamic=False)
+    _list_kernel(equation, lists, as_tensors(numbers), options)
+
+
+_list_kernel: Callable[..., None] = _update_list
