@@ -23,6 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lossbook._require import require
+from lossbook.corpora.floors import Floor, masked_floor
+from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 from lossbook.losses import cross_entropy
 from lossbook.objectives.base import IGNORE_INDEX, Objective, TokenIds
 
@@ -198,12 +200,34 @@ class MaskedLM(Objective):
         """The number of selected tokens."""
         return int((torch.as_tensor(batch["labels"]) != IGNORE_INDEX).sum())
 
-    def floor(self, language: Any, ids: Int[np.ndarray, "batch time"], batch: Mapping[str, Any]):
-        """Entropy of the targets given what is visible, in nats: see ``corpora.floors``."""
-        from lossbook.corpora.floors import masked_floor
+    def floor(
+        self,
+        language: HiddenMarkovLanguage,
+        ids: Int[np.ndarray, "batch time"],
+        batch: Mapping[str, Any],
+    ) -> Floor:
+        """What the ideal predictor of these targets scores, given the corruption of this objective.
 
-        seen, labels = (np.asarray(batch[key]) for key in ("input_ids", "labels"))
-        return masked_floor(language, ids, seen, labels)
+        Args:
+            language: Where the texts come from.
+            ids: ``[B, T]`` before the corruption.
+            batch: What :meth:`batch` made of them.
+
+        Returns:
+            See :func:`lossbook.corpora.floors.masked_floor`.
+        """
+        mask, random, same = self.replacement
+        return masked_floor(
+            language,
+            ids,
+            np.asarray(batch["input_ids"]),
+            np.asarray(batch["labels"]),
+            rate=self.rate,
+            selection=self.selection,
+            replacement=(mask, same, random),
+            random_ids=self.random_ids,
+            max_predictions=self.max_predictions,
+        )
 
 
 def bernoulli(

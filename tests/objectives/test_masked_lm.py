@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lossbook.corpora.vocabulary import Vocabulary
+from lossbook.corpora import HiddenMarkovLanguage, Vocabulary
 from lossbook.objectives import MaskedLM
 from lossbook.objectives.masked_lm import bernoulli, subsets
 
@@ -489,6 +489,58 @@ def test_the_loss_is_the_one_that_transformers_computes():
     assert max((a - b).abs().max().item() for a, b in pairs) <= 1e-12
     wrong = objective.loss(logits, batch, denominator=batch["labels"].numel())
     assert abs(wrong - theirs).item() > 0.1
+
+
+# --- The floor ----------------------------------------------------------------------------------
+
+
+LANGUAGE = HiddenMarkovLanguage.default()
+
+
+def unusual(**options):
+    """Every probability far from the defaults and from the others."""
+    options = {"rate": 0.4, "replacement": (0.3, 0.6, 0.1)} | options
+    return MaskedLM(LANGUAGE.vocabulary, **options)
+
+
+def floor_of(objective, assumed=None, batch_size=100):
+    """The floor of a corrupted batch, as the same or another objective sees it."""
+    ids = LANGUAGE.batch(batch_size, 26)
+    return (assumed or objective).floor(LANGUAGE, ids, objective.batch(ids))
+
+
+def z_score(differences):
+    return differences.mean() / (differences.std() / np.sqrt(len(differences)))
+
+
+@pytest.mark.parametrize("selection", LAWS)
+def test_the_ideal_predictor_is_calibrated(selection):
+    """Its surprise is its entropy on average."""
+    floor = floor_of(unusual(selection=selection), batch_size=50)
+    assert abs(z_score(floor.loss - floor.entropy)) < 4
+
+
+@pytest.mark.parametrize("wrong", [{"replacement": (0.3, 0.1, 0.6)}, {"rate": 0.02}])
+def test_whoever_assumes_another_corruption_predicts_worse(wrong):
+    """So every parameter arrives, and at its place: the difference is a KL divergence."""
+    right, worse = (floor_of(unusual(), unusual(**law), 800) for law in ({}, wrong))
+    assert z_score(worse.loss - right.loss) > 6
+
+
+def test_the_floor_knows_what_random_tokens_are_drawn_from():
+    """From the whole vocabulary come special tokens, which the other law cannot explain."""
+    floor = floor_of(unusual(random_tokens="all"))
+    assert abs(z_score(floor.loss - floor.entropy)) < 4
+    with pytest.raises(ValueError, match="input_ids"):
+        floor_of(unusual(random_tokens="all"), unusual())
+
+
+def test_the_floor_knows_the_cap():
+    """20 words, a rate of 0.4: without the cap of 3 the count of targets is impossible."""
+    capped = unusual(selection="count", max_predictions=3)
+    assert len(floor_of(capped).loss) == 3 * 100
+    with pytest.raises(ValueError, match="labels"):
+        floor_of(capped, unusual(selection="count"))
 
 
 # --- Errors -------------------------------------------------------------------------------------
