@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from browser import browser
+from chromium import browser
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -71,15 +71,24 @@ def print_page(page: Path, target: Path) -> None:
         tab.goto(page.as_uri(), wait_until="load")
         tab.wait_for_function("window.MathJax?.startup?.promise !== undefined", timeout=60_000)
         tab.evaluate("() => MathJax.startup.promise")
-        tab.evaluate("() => Promise.all([...document.images].map(i => (i.loading='eager', i.decode())))")
+        tab.evaluate(
+            "() => Promise.all([...document.images].map(i => (i.loading='eager', i.decode())))"
+        )
         # A reader of paper cannot unfold anything.
         tab.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
         margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
         target.parent.mkdir(parents=True, exist_ok=True)
-        tab.pdf(path=target, format="A4", margin=margin, outline=True, tagged=True,
-                display_header_footer=True, header_template="<span></span>",
-                footer_template='<div style="width:100%;text-align:center;font-size:8px">'
-                                '<span class="pageNumber"></span></div>')
+        tab.pdf(
+            path=target,
+            format="A4",
+            margin=margin,
+            outline=True,
+            tagged=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template='<div style="width:100%;text-align:center;font-size:8px">'
+            '<span class="pageNumber"></span></div>',
+        )
 
 
 def pdf(output: Path, clean: bool, source: Path) -> int:

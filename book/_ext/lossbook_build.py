@@ -69,6 +69,12 @@ REPAIRS = (
     (r' role="doc-biblioentry"', ""),
     (r'(<button[^>]*search-button-field[^>]*?) aria-label="Search"', r"\1"),
     (r'(<button[^>]*theme-switch-button[^>]*?) aria-label="Color mode"', r"\1"),
+    # sphinx-proof gives every proof the same ids and no title.
+    (r' id="proof-content"', ""),
+    (
+        r'<div class="proof admonition" id="proof">\s*<p>Proof\.',
+        '<div class="proof admonition demonstration">\n<p><em>Proof.</em>',
+    ),
     (
         r'<div class="sidebar-primary-items__start sidebar-primary__section">',
         '<div class="sidebar-primary-items__start sidebar-primary__section"'
@@ -77,10 +83,19 @@ REPAIRS = (
 )
 
 
+# A long signature is a list of parameters without terms, which a <dl> must not be.
+LONG_SIGNATURE = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param.*?</dd>\n)+)</dl>", re.DOTALL)
+
+
+def as_lines(match: re.Match) -> str:
+    lines = match[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f'<span class="sig-lines">\n{lines}</span>'
+
+
 def repair(html: str) -> str:
     for pattern, replacement in REPAIRS:
         html = re.sub(pattern, replacement, html)
-    return html
+    return LONG_SIGNATURE.sub(as_lines, html)
 
 
 def repair_pages(app, exception) -> None:
@@ -93,7 +108,7 @@ def repair_pages(app, exception) -> None:
 
 
 def merge_singlehtml_handlers(app) -> None:
-    """sphinx-exercise registers nodes for "singlehtml" by name, which hides every "html" handler."""
+    """sphinx-exercise registers nodes for "singlehtml" by name, which hides all of "html"."""
     handlers = app.registry.translation_handlers
     if "singlehtml" in handlers:
         handlers["singlehtml"] = {**handlers.get("html", {}), **handlers["singlehtml"]}

@@ -81,4 +81,6 @@ def theme_options(options: dict, url: str | None, hub: str | None = None) -> dic
         "use_issues_button": provider != "bitbucket",
     }
     buttons = launch_buttons(provider, hub)
-    return kept | ({"launch_buttons": {"notebook_interface": "jupyterlab"} | buttons} if buttons else {})
+    return kept | (
+        {"launch_buttons": {"notebook_interface": "jupyterlab"} | buttons} if buttons else {}
+    )

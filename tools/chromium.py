@@ -8,7 +8,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+)
 MAC = ("Google Chrome", "Chromium", "Microsoft Edge")
 MISSING = """no Chromium found. Install one of
     apt-get install chromium                        (Debian)
