@@ -90,9 +90,9 @@ def figures(notebook) -> list[str]:
 def set_up(notebook) -> list[str]:
     """The first code cell imports the package and installs it where it is missing."""
     first = code_cells(notebook)[0].source if code_cells(notebook) else ""
-    if "import lossbook" in first and "%pip install" in first and "lossbook" in first:
+    if 'find_spec("lossbook")' in first and '%pip install -q "lossbook' in first:
         return []
-    return ["the first code cell is not the set-up: import lossbook, or else %pip install it"]
+    return ["the first code cell is not the set-up: %pip install lossbook where it is missing"]
 
 
 def parts(notebook) -> list[str]:

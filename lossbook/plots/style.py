@@ -73,6 +73,9 @@ def show(figure: Figure):
 
     raw, small = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
+        for legend in [ax.get_legend() for ax in figure.axes] + figure.legends:
+            if legend is not None:
+                legend.set_frame_on(False)
         figure.savefig(raw, format="png", metadata={"Software": None})
     plt.close(figure)
     picture = Picture.open(raw).convert("RGB")
