@@ -157,6 +157,9 @@ def _record(path: str | Path, metadata: dict[str, str]) -> dict[str, Any]:
     found = record.get("schema")
     if found != SCHEMA:
         raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, got {found!r}")
+    missing = [key for key in ("step", "settings", "history", "state") if key not in record]
+    if missing:
+        raise ValueError(f"{path}: expected a lossbook checkpoint, which has also {missing}")
     return record
 
 

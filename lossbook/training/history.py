@@ -70,7 +70,7 @@ class History:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> History:
+    def from_json(cls, record: Any) -> History:
         """The inverse of :meth:`to_json`; a ``ValueError`` names what is missing or unknown."""
         names = {f.name for f in fields(cls)}
         require(isinstance(record, dict), "history", type(record).__name__, "a JSON object")
@@ -80,13 +80,15 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
-        write_atomically(Path(path), lambda new: new.write_text(json.dumps(self.to_json())))
+        write_atomically(
+            Path(path), lambda new: new.write_text(json.dumps(self.to_json()), "utf-8")
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> History:
         """Read what :meth:`save` wrote; a ``ValueError`` names the file that is not that."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            return cls.from_json(json.loads(Path(path).read_text("utf-8")))
         except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
             raise ValueError(f"{path}: expected a saved History ({error})") from error
 

@@ -150,10 +150,7 @@ def pretrain(
 
 def default_optimizer(model: nn.Module, lr: float) -> Optimizer:
     """AdamW, which decays the matrices and leaves biases and norms alone."""
-    try:
-        from lossbook.optim import AdamW
-    except ImportError:
-        from torch.optim import AdamW
+    from lossbook.optim import AdamW
 
     return AdamW(model.named_parameters(), lr=lr, weight_decay=0.01)
 
