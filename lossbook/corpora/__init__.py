@@ -3,6 +3,8 @@
 from lossbook.corpora.base import SPLITS, Corpus
 from lossbook.corpora.floors import Floor, causal_floor, masked_floor, selection_pmf
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
+from lossbook.corpora.text import TextCorpus
+from lossbook.corpora.tokenizers import SubwordVocabulary, train_tokenizer
 from lossbook.corpora.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 __all__ = [
@@ -11,8 +13,11 @@ __all__ = [
     "Corpus",
     "Floor",
     "HiddenMarkovLanguage",
+    "SubwordVocabulary",
+    "TextCorpus",
     "Vocabulary",
     "causal_floor",
     "masked_floor",
     "selection_pmf",
+    "train_tokenizer",
 ]

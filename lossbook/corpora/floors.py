@@ -443,7 +443,8 @@ def _masked(language: HiddenMarkovLanguage, channel: _Channel, part: _Part) -> n
     table = _evidence(language)
     width = part.ids.shape[1]
     entries = [np.flatnonzero(part.target[part.row, t]) for t in range(width)]
-    a = np.repeat(language._initial[:, None], len(part.row), axis=1)
+    a = np.zeros((len(language.blocks), len(part.row), table.shape[2]))
+    a[:, part.first] = language._initial[:, None]
     before = []
     for t in range(width):
         before.append(a[:, entries[t]])
