@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pkgutil
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module

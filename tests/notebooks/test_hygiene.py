@@ -34,7 +34,10 @@ Show it.
 :class: dropdown
 So.
 ```"""
-SETUP = "try:\n    import lossbook\nexcept ModuleNotFoundError:\n    %pip install -q lossbook"
+SETUP = (
+    "from importlib.util import find_spec\n\n"
+    'if find_spec("lossbook") is None:\n    %pip install -q "lossbook[oracles]"'
+)
 FIGURE = {
     "figure": {"name": "fig-one", "caption": "One."},
     "image": {"alt": "A curve that falls towards a line."},
