@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from importlib import resources
 from urllib.parse import urlsplit
+
+from playwright.sync_api import TimeoutError
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -47,6 +50,7 @@ COLOURS = """() => {
     return [getComputedStyle(main).color, behind ? ground(behind) : 'rgb(255, 255, 255)'];
 }"""
 
+THEME = "scheme => document.documentElement.dataset.theme === scheme"
 # Without preload: axe would ask again for style sheets, at addresses that are not theirs.
 AXE = "() => axe.run(document, {preload: false, resultTypes: ['violations']})"
 
@@ -129,7 +133,8 @@ class Visitor:
 
     def look(self, page, visit: Visit, scheme: str) -> None:
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        page.wait_for_timeout(50)
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_function(THEME, arg=scheme, timeout=2000)
         visit.themes[scheme] = page.evaluate("document.documentElement.dataset.theme || ''")
         visit.colours[scheme] = page.evaluate(COLOURS)
         visit.violations[scheme] = self.violations(page)
