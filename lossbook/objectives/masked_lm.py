@@ -70,6 +70,7 @@ class MaskedLM(Objective):
 
     name = "masked-lm"
     at_labels = True
+    at_labels = True
 
     def __init__(
         self,
@@ -253,14 +254,17 @@ def subsets(
 ) -> Bool[np.ndarray, "batch time"]:
     """In each row ``sizes`` of the candidates, all of them where there are fewer.
 
-    Every position draws a number, and the candidates with the smallest are taken. The last
-    digits of a number are the position, so that no two are equal.
+    Every position draws a number, and the candidates with the smallest are taken. Where equal
+    numbers leave that open, the row draws again, so every subset stays equally likely.
     """
-    batch, time = candidates.shape
     if not candidates.size:
         return candidates.copy()
-    bits = time.bit_length()
-    keys = rng.integers(2 ** (62 - bits), size=candidates.shape) << bits | np.arange(time)
-    keys[~candidates] = 2**62
-    last = np.sort(keys, axis=1)[np.arange(batch), np.clip(sizes, 1, time) - 1]
-    return candidates & (keys <= last[:, None]) & (sizes > 0)[:, None]
+    sizes = np.minimum(sizes, candidates.sum(1))
+    keys = rng.integers(2**32, size=candidates.shape, dtype=np.uint32)
+    keys[~candidates] = 2**32 - 1
+    last = np.sort(keys, axis=1)[np.arange(len(sizes)), np.maximum(sizes, 1) - 1]
+    chosen = candidates & (keys <= last[:, None]) & (sizes > 0)[:, None]
+    tied = np.flatnonzero(chosen.sum(1) != sizes)
+    if tied.size:
+        chosen[tied] = subsets(candidates[tied], sizes[tied], rng)
+    return chosen

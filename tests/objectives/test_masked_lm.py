@@ -301,6 +301,24 @@ def test_subsets_have_the_wanted_sizes_and_hold_candidates_only(data, batch, tim
     assert chosen.sum(1).tolist() == np.minimum(sizes, candidates.sum(1)).tolist()
 
 
+class FewNumbers(np.random.Generator):
+    """Draws 16 different numbers only, so that ties are common."""
+
+    def integers(self, high, **options):
+        return super().integers(16, **options)
+
+
+def test_ties_between_the_drawn_numbers_prefer_no_subset():
+    rng = FewNumbers(np.random.PCG64(9))
+    chosen = subsets(np.ones((60_000, 5), bool), np.full(60_000, 2), rng)
+    observed = np.bincount(chosen @ (1 << np.arange(5)), minlength=32)
+    assert chi_square(observed, subset_law("count", 0.4, 5, 5)) > PASSES
+    keys = rng.integers(16, size=(60_000, 5))  # breaking ties by position instead
+    first = (np.argsort(keys, axis=1, kind="stable")[:, :2, None] == np.arange(5)).any(1)
+    observed = np.bincount(first @ (1 << np.arange(5)), minlength=32)
+    assert chi_square(observed, subset_law("count", 0.4, 5, 5)) < CAUGHT
+
+
 # --- What holds for every batch -----------------------------------------------------------------
 
 
