@@ -184,11 +184,14 @@ def _split(documents: Mapping[str, str]) -> dict[str, list[str]]:
     texts = sorted(set(documents.values()), key=_digest)
     if len(texts) == 1:
         return dict(zip(SPLITS, _halves(texts[0]), strict=True))
-    before = np.cumsum([len(text) for text in texts]) - [len(text) for text in texts]
-    held = before < VALIDATION_SHARE * sum(map(len, texts))
-    held[-1] = False
-    parts = [text for text, h in zip(texts, held, strict=True) if not h]
-    return {"train": parts, "validation": [t for t, h in zip(texts, held, strict=True) if h]}
+    room = VALIDATION_SHARE * sum(map(len, texts))
+    held: list[str] = []
+    for text in texts:
+        if len(text) <= room:
+            held.append(text)
+            room -= len(text)
+    held = held or [min(texts, key=len)]
+    return {"train": [text for text in texts if text not in held], "validation": held}
 
 
 def _digest(text: str) -> bytes:
