@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -64,9 +63,11 @@ def run(name: str, command: list[str]) -> tuple[bool, float]:
 
 def warn_about_browser() -> None:
     """Say it before the long run and not only at its end."""
-    names = (*chromium.NAMES, "playwright")
-    if not any(map(shutil.which, names[:-1])) and not os.environ.get("LOSSBOOK_CHROMIUM"):
-        print(f"The tests of the pages may fail: {chromium.MISSING}", flush=True)
+    try:
+        with chromium.browser():
+            pass
+    except chromium.NoBrowser as missing:
+        print(f"The tests of the pages will fail: {missing}", flush=True)
 
 
 def main() -> int:
