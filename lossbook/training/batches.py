@@ -37,15 +37,18 @@ class Batches:
         self.objective, self.corpus, self.seed = objective, corpus, seed
         self.shape = (batch_size, length)
         self.fields = set(inspect.signature(model.forward).parameters)
+        finite = getattr(corpus, "steps_per_epoch", None)  # a language never repeats itself
+        self.per_epoch = finite(batch_size, length) if finite else None
         self.at_targets = "positions" in self.fields and getattr(objective, "at_labels", False)
 
     def train(self, step: int) -> Batch:
         """The batch of a step, counted from 0, on the CPU."""
-        where = {"seed": self.seed, "epoch": 0, "index": step}
+        epoch, index = divmod(step, self.per_epoch) if self.per_epoch else (0, step)
+        where = {"seed": self.seed, "epoch": epoch, "index": index}
         ids = self.corpus.batch(*self.shape, **where)
         static = getattr(self.objective, "duplicates", None) is not None
         rows = self.corpus.rows(*self.shape, **where) if static else None
-        return self.objective.batch(ids, epoch=0, index=step, row_ids=rows)
+        return self.objective.batch(ids, epoch=epoch, index=index, row_ids=rows)
 
     def validation(self, index: int) -> tuple[np.ndarray, Batch]:
         """A validation batch and the ids before corruption: the same in every run."""

@@ -66,6 +66,7 @@ def pretrain(
     checkpoint: str | Path | None = None,
     save_every: int | None = None,
     progress: bool | None = None,
+    on_evaluation: Callable[[dict[str, Any]], object] | None = None,
 ) -> History:
     """Train a model in place.
 
@@ -98,6 +99,8 @@ def pretrain(
         checkpoint: a folder. The newest checkpoint in it is resumed, bit for bit on a CPU.
         save_every: steps from one checkpoint to the next; ``evaluate_every`` by default.
         progress: a bar on stderr; None: where stderr is a terminal.
+        on_evaluation: called with every record of ``History.evaluations``, those of a resumed
+            checkpoint included.
 
     Returns:
         The history of the whole run, the part before a resume included.
@@ -142,6 +145,7 @@ def pretrain(
         room = f"at least accumulation * processes = {parts}"
         require(batch_size >= parts, "batch_size", batch_size, room)
         run = Run(model, optimizer, course, batches, accelerator, settings)
+        run.tell = on_evaluation or run.tell
         if checkpoint is not None:
             run.resume(Path(checkpoint))
         run.train(evaluate_every, save_every, progress)
@@ -152,7 +156,7 @@ def default_optimizer(model: nn.Module, lr: float) -> Optimizer:
     """AdamW, which decays the matrices and leaves biases and norms alone."""
     from lossbook.optim import AdamW
 
-    return AdamW(model.named_parameters(), lr=lr, weight_decay=0.01)
+    return AdamW(model.named_parameters(), lr=lr, weight_decay=0.01, exclude="rank")
 
 
 class Run:
@@ -174,6 +178,7 @@ class Run:
         self.schedule = LambdaLR(optimizer, course)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.step, self.folder, self.saved, self.pending = 0, None, -1, []
+        self.tell: Callable[[dict[str, Any]], object] = lambda record: None
         self.history = History(
             self.objective.name,
             self.corpus.name,
@@ -286,6 +291,8 @@ class Run:
         excess = None if floor is None else loss - floor
         record = {"step": self.step, "loss": loss, "floor": floor, "excess": excess}
         self.history.evaluations.append(record)
+        if self.accelerator.is_main_process:
+            self.tell(record)
         self.clock = time.perf_counter()
 
     def _floor(self) -> None:
@@ -337,6 +344,8 @@ class Run:
         device = self.history.device
         self.history = History.from_json(found.history)
         self.history.device = device
+        for record in self.history.evaluations:
+            self.tell(record)
 
     @property
     def device(self) -> torch.device:

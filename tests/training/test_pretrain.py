@@ -113,12 +113,12 @@ def test_evaluation_stands_beside_the_floor_of_the_same_batches():
 
 
 def test_training_comes_near_the_floor_and_not_below():
-    """800 targets scatter by about 0.01 around an excess, which is ten times smaller."""
+    """The excess is measured on the floor's own batches, so it scatters far less than the loss."""
     model = Encoder(TransformerConfig(SIZE, 32, 2, 4, 16), seed=0)
-    options = {"steps": 300, "batch_size": 32, "lr": 3e-3, "evaluation_batches": 8}
+    options = {"steps": 200, "batch_size": 32, "lr": 1e-2, "evaluation_batches": 8}
     history = run(model, **options)[1]
-    assert history.evaluations[0]["excess"] > 1
-    assert -0.01 < history.excess < 0.06
+    assert history.evaluations[0]["excess"] > 1.5
+    assert 0 < history.excess < 0.5
     assert history.final_loss == history.evaluations[-1]["loss"]
 
 

@@ -1,0 +1,5 @@
+"""``python -m lossbook`` is the ``lossbook`` command."""
+
+from lossbook.cli import main
+
+main()
