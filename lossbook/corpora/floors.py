@@ -15,7 +15,7 @@ channel, and :math:`e_t` becomes a polynomial in the number of selected position
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lgamma
 
@@ -168,9 +168,9 @@ def masked_floor(
     input_ids: Int[np.ndarray, "batch time"],
     labels: Int[np.ndarray, "batch time"],
     *,
-    rate: float = 0.15,
+    rate: float | int = 0.15,
     selection: str | Float[np.ndarray, " counts"] = "bernoulli",
-    replacement: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    replacement: Sequence[float | int] = (0.8, 0.1, 0.1),
     random_ids: Int[np.ndarray, " choices"] | None = None,
     max_predictions: int | None = None,
     log_probs: bool = False,
@@ -183,8 +183,8 @@ def masked_floor(
 
     .. math:: P(\tilde x_t \mid x_t) = \begin{cases}
         [\tilde x_t = x_t] & t \notin M \\
-        r_m [\tilde x_t = \text{mask}] + r_k [\tilde x_t = x_t]
-            + r_r [\tilde x_t \in R] / |R| & t \in M.
+        r_m [\tilde x_t = \text{mask}] + r_r [\tilde x_t \in R] / |R|
+            + r_k [\tilde x_t = x_t] & t \in M.
         \end{cases}
 
     Every law of selection here makes all subsets of one size equally likely, so
@@ -200,7 +200,7 @@ def masked_floor(
         rate: fraction of positions that are selected.
         selection: ``"bernoulli"``, ``"count"``, ``"rounding"`` (see `selection_pmf`), or the
             probabilities of the counts themselves.
-        replacement: probabilities that a selected token becomes [MASK], stays, becomes random.
+        replacement: probabilities that a selected token becomes [MASK], becomes random, stays.
         random_ids: what a random token is drawn from, uniformly; the ordinary tokens by default.
         max_predictions: upper limit of selected positions per row.
         log_probs: also return the distributions.
@@ -212,7 +212,7 @@ def masked_floor(
         ValueError: labels that are not the original tokens, unselected tokens that changed, or a
             batch that this corruption of this language cannot produce.
     """
-    require(0 < rate < 1, "rate", rate, "a number between 0 and 1")
+    require(0 < rate <= 1, "rate", rate, "a number above 0 and up to 1")
     texts = _Texts(language, ids)
     channel = _Channel(language, replacement, random_ids)
     _check_corruption(ids, input_ids, labels, texts, channel)
@@ -320,7 +320,7 @@ class _Channel:
     def __init__(
         self,
         language: HiddenMarkovLanguage,
-        replacement: tuple[float, float, float],
+        replacement: Sequence[float | int],
         random_ids: np.ndarray | None,
     ) -> None:
         shares = np.asarray(replacement, dtype=np.float64)
@@ -330,7 +330,7 @@ class _Channel:
         random_ids = vocabulary.ordinary_ids if random_ids is None else random_ids
         vocabulary.require_ids(random_ids, "random_ids")
         require(random_ids.size, "random_ids", random_ids, "at least one id")
-        mask, self.keep, random = shares
+        mask, random, self.keep = shares
         # P(seen token | selected) apart from its being kept
         self.blind = np.bincount(random_ids, minlength=vocabulary.size) * random / len(random_ids)
         self.blind[vocabulary.mask_id] += mask

@@ -61,9 +61,9 @@ def channel(
     matrix = np.zeros((size, size))
     for true in range(size):
         matrix[true, language.vocabulary.mask_id] += replacement[0]
-        matrix[true, true] += replacement[1]
+        matrix[true, true] += replacement[2]
         for choice in random_ids:
-            matrix[true, choice] += replacement[2] / len(random_ids)
+            matrix[true, choice] += replacement[1] / len(random_ids)
     return matrix
 
 
@@ -113,7 +113,7 @@ def corrupted(language, texts, law, rate, random_ids, rng, replacement=REPLACEME
         for j in chosen:
             labels[row, j] = text[j]
             action = rng.choice(3, p=replacement)
-            if action != 1:
+            if action != 2:
                 seen[row, j] = (
                     language.vocabulary.mask_id if action == 0 else rng.choice(random_ids)
                 )
@@ -199,7 +199,7 @@ def test_masked_floor_equals_enumeration(name, law, convention):
     rng = np.random.default_rng([LAWS.index(law), convention == "all", name == "tiny"])
     texts = language.sample(60, 5, rng)
     # One in two selected tokens becomes random, so that the channel matters in every row.
-    for replacement in (REPLACEMENT, (0.3, 0.2, 0.5)):
+    for replacement in (REPLACEMENT, (0.3, 0.5, 0.2)):
         seen, labels = corrupted(language, texts, law, rate, random_ids, rng, replacement)
         floor = masked_floor(
             language,
@@ -309,8 +309,8 @@ def book_batch(law: str, rows: int = 48, length: int = 48, replacement=REPLACEME
         for j in rng.permutation(length - 2)[:count]:
             labels[row, j] = texts[row, j]
             action = rng.choice(3, p=replacement)
-            if action != 1:
-                seen[row, j] = [4, 0, rng.choice(language.vocabulary.ordinary_ids)][action]
+            if action != 2:
+                seen[row, j] = [4, rng.choice(language.vocabulary.ordinary_ids)][action]
     return language, framed(texts, 2, 3), framed(seen, 2, 3), framed(labels, -100, -100)
 
 
