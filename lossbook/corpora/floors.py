@@ -29,7 +29,7 @@ SELECTIONS = ("bernoulli", "count", "rounding")
 DIRECTIONS = ("forward", "backward")
 IGNORED = -100
 
-_CELLS = 2**24  # numbers that one pass may keep
+_CELLS = 2**22  # numbers that one pass may keep
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,10 @@ def _backward(
 
 def _tokens(language: HiddenMarkovLanguage, weights: np.ndarray) -> np.ndarray:
     """From states [blocks, rows, states] to tokens [rows, vocab]."""
-    return (weights @ language._emission.transpose(0, 2, 1)).sum(0)
+    q = np.zeros((weights.shape[1], language.vocabulary.size))
+    for states, (used, emission) in zip(weights, language._spoken, strict=True):
+        q[:, used] += states @ emission
+    return q
 
 
 def _log(q: np.ndarray) -> np.ndarray:

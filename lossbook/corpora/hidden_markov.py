@@ -108,6 +108,8 @@ class HiddenMarkovLanguage:
             self._initial[k, :size] = self.initial[rows]
             self._transition[k, :size, :size] = self.blocks[k]
             self._emission[k, :, :size] = self.emission[rows].T
+        used = [np.flatnonzero(block.any(1)) for block in self._emission]
+        self._spoken = [(v, block[v].T) for v, block in zip(used, self._emission, strict=True)]
         self._next = _Draw(
             [np.pad(b, ((0, 0), (s, 0))) for b, s in zip(self.blocks, edges, strict=False)]
         )
