@@ -21,12 +21,18 @@ import numpy as np
 
 STAGES = ("opening", "quest", "trouble", "ending")
 
-EXPONENT = 0.7
+EXPONENT = 0.7  # of Zipf's law
+
+# The words of all topics and stages
 DETERMINERS = "the this her that his every"
 PREPOSITIONS = "in near from behind toward beyond under beside"
 AGENTS = "girl|maiden boy stranger friend child"
 THINGS = "box coat book bread candle"
 PLACES = "house river|stream road town wood"
+
+NOUNS_OF_TOPIC = 0.7  # the others are AGENTS, THINGS, PLACES
+MODIFIERS_OF_TOPIC = 0.4  # adjectives and verbs; the others belong to the stage
+FIRST_PERSON = 0.65  # how often the first of the topic's two people acts where both do
 
 
 @dataclass(frozen=True)
@@ -188,10 +194,10 @@ GRAMMAR = {
     "compound agent": {"transitive": 0.55, "intransitive": 0.45},
     "person": {"transitive": 0.55, "intransitive": 0.45},
     "transitive": {"object determiner": 1.0},
+    "intransitive": {"preposition": 0.45, "topic phrase": 0.1, "adverb": 0.25, "stop": 0.2},
     "object determiner": {"object adjective": 0.4, "thing": 0.6},
     "object adjective": {"thing": 1.0},
     "thing": {"preposition": 0.35, "topic phrase": 0.1, "adverb": 0.1, "stop": 0.45},
-    "intransitive": {"preposition": 0.45, "topic phrase": 0.1, "adverb": 0.25, "stop": 0.2},
     "preposition": {"place determiner": 0.85, "named place": 0.15},
     "place determiner": {"place": 0.82, "compound place": 0.18},
     "place": {"stop": 1.0},
@@ -225,7 +231,7 @@ class Story:
 
 
 def zipf(words: str, shift: int = 0) -> Slot:
-    """Probabilities of the words of a list: weight 1/rank, ranks rotated by ``shift``."""
+    """Probabilities of the words of a list: weight rank ** -0.7, ranks rotated by ``shift``."""
     places = words.split()
     slot: Slot = {}
     for i, place in enumerate(places):
@@ -258,44 +264,62 @@ def fixed(text: str) -> Chain:
     return [{word: 1.0} for word in text.split()]
 
 
-def nodes(topic: Topic, stage: Stage, g: int) -> dict[str, list[tuple[float, Chain]]]:
-    """The alternatives (weight, chain of states) of every grammar node in one topic and stage."""
-    adjective = [mixed(zipf(topic.adjectives, g), zipf(stage.adjectives), 0.4)]
-    determiner = [zipf(DETERMINERS)]
-    people = [(0.65 if g in TOLD_IN["second person"] else 1.0, fixed(topic.people[0]))]
-    if g in TOLD_IN["second person"]:
-        people.append((0.35, fixed(topic.people[1])))
-    adverbs = [(1.0, compound(*stage.adverbs))]
-    if stage.negated_adverbs:
-        stems = {f"##{stem}": p for stem, p in zipf(stage.negated_adverbs).items()}
-        adverbs = [(0.7, adverbs[0][1]), (0.3, [{"un": 1.0}, stems, {"##ly": 1.0}])]
-    table = {
-        "opener": [(1.0, [zipf(stage.openers)])],
+def single_words(topic: Topic, stage: Stage, g: int) -> dict[str, Slot]:
+    """The grammar nodes that are one state in one topic and stage."""
+
+    def noun(own: str, common: str, shift: int) -> Slot:
+        return mixed(zipf(own, shift), zipf(common), NOUNS_OF_TOPIC)
+
+    def modifier(own: str, of_stage: str) -> Slot:
+        return mixed(zipf(own, g), zipf(of_stage), MODIFIERS_OF_TOPIC)
+
+    return {
+        "opener": zipf(stage.openers),
+        "determiner": zipf(DETERMINERS),
+        "adjective": modifier(topic.adjectives, stage.adjectives),
+        "agent": noun(topic.agents, AGENTS, g),
+        "transitive": modifier(topic.transitive, stage.transitive),
+        "intransitive": modifier(topic.intransitive, stage.intransitive),
+        "object determiner": zipf(DETERMINERS),
+        "object adjective": modifier(topic.adjectives, stage.adjectives),
+        "thing": noun(topic.things, THINGS, 2 * g),
+        "preposition": zipf(PREPOSITIONS, 2 * g),
+        "place determiner": zipf(DETERMINERS),
+        "place": noun(topic.places, PLACES, g),
+        "stop": {".": 1.0},
+    }
+
+
+def chains(topic: Topic, stage: Stage, g: int) -> dict[str, list[tuple[float, Chain]]]:
+    """The grammar nodes of several states: the alternatives and their weights."""
+    first, second = map(fixed, topic.people)
+    both = g in TOLD_IN["second person"]
+    return {
         "phrase": [(1.0, fixed(stage.phrase))],
-        "determiner": [(1.0, determiner)],
-        "adjective": [(1.0, adjective)],
-        "agent": [(1.0, [mixed(zipf(topic.agents, g), zipf(AGENTS), 0.7)])],
         "compound agent": [(1.0, compound(*topic.compound_agents, g))],
-        "person": people,
-        "transitive": [
-            (1.0, [mixed(zipf(topic.transitive, g), zipf(stage.transitive), 0.4)]),
-        ],
-        "intransitive": [
-            (1.0, [mixed(zipf(topic.intransitive, g), zipf(stage.intransitive), 0.4)]),
-        ],
-        "object determiner": [(1.0, determiner)],
-        "object adjective": [(1.0, adjective)],
-        "thing": [(1.0, [mixed(zipf(topic.things, 2 * g), zipf(THINGS), 0.7)])],
-        "preposition": [(1.0, [zipf(PREPOSITIONS, 2 * g)])],
-        "place determiner": [(1.0, determiner)],
-        "place": [(1.0, [mixed(zipf(topic.places, g), zipf(PLACES), 0.7)])],
+        "person": [(FIRST_PERSON, first), (1 - FIRST_PERSON, second)] if both else [(1.0, first)],
         "compound place": [(1.0, compound(*topic.compound_places, g))],
         "named place": [(1.0, fixed(topic.named_place))],
         "topic phrase": [(1.0, fixed(topic.phrase))],
-        "adverb": adverbs,
-        "stop": [(1.0, [{".": 1.0}])],
+        "adverb": adverbs(stage),
     }
-    return {name: alt for name, alt in table.items() if g in TOLD_IN.get(name, range(len(STORY)))}
+
+
+def adverbs(stage: Stage) -> list[tuple[float, Chain]]:
+    """Adverbs of two pieces and, where the stage has them, of three."""
+    plain = compound(*stage.adverbs)
+    if not stage.negated_adverbs:
+        return [(1.0, plain)]
+    stems = {f"##{stem}": p for stem, p in zipf(stage.negated_adverbs).items()}
+    return [(0.7, plain), (0.3, [{"un": 1.0}, stems, {"##ly": 1.0}])]
+
+
+def nodes(topic: Topic, stage: Stage, g: int) -> dict[str, list[tuple[float, Chain]]]:
+    """The alternatives (weight, chain of states) of every grammar node told in this stage."""
+    single = {name: [(1.0, [slot])] for name, slot in single_words(topic, stage, g).items()}
+    table = single | chains(topic, stage, g)
+    everywhere = range(len(STORY))
+    return {n: table[n] for n in GRAMMAR if n in table and g in TOLD_IN.get(n, everywhere)}
 
 
 @dataclass
