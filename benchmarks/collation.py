@@ -91,5 +91,7 @@ def run() -> list[Row]:
     return [
         row("rows of arrays", whole, time["ours, arrays"], time["theirs, arrays"], 1 / 50),
         row("rows of lists", whole, time["ours, lists"], time["theirs, lists"]),
-        *(row(law, alone, time[law], time["theirs"], 1 / 4) for law in LAWS),
+        row("bernoulli, their law", alone, time["bernoulli"], time["theirs"], 1 / 4),
+        row("count", alone, time["count"], time["theirs"]),
+        row("rounding", alone, time["rounding"], time["theirs"]),
     ]

@@ -217,7 +217,6 @@ class MaskedLM(Objective):
         Returns:
             See :func:`lossbook.corpora.floors.masked_floor`.
         """
-        mask, random, same = self.replacement
         return masked_floor(
             language,
             ids,
@@ -225,7 +224,7 @@ class MaskedLM(Objective):
             np.asarray(batch["labels"]),
             rate=self.rate,
             selection=self.selection,
-            replacement=(mask, same, random),
+            replacement=self.replacement,
             random_ids=self.random_ids,
             max_predictions=self.max_predictions,
         )
@@ -262,7 +261,9 @@ def subsets(
     sizes = np.minimum(sizes, candidates.sum(1))
     keys = rng.integers(2**32, size=candidates.shape, dtype=np.uint32)
     keys[~candidates] = 2**32 - 1
-    last = np.sort(keys, axis=1)[np.arange(len(sizes)), np.maximum(sizes, 1) - 1]
+    most = max(1, sizes.max())
+    smallest = np.sort(np.partition(keys, most - 1, axis=1)[:, :most], axis=1)
+    last = smallest[np.arange(len(sizes)), np.maximum(sizes, 1) - 1]
     chosen = candidates & (keys <= last[:, None]) & (sizes > 0)[:, None]
     tied = np.flatnonzero(chosen.sum(1) != sizes)
     if tied.size:
