@@ -70,8 +70,6 @@ class Objective(ABC):
     """
 
     name: str = "objective"
-    #: Whether the loss needs logits at ``labels != -100`` only, so that a model may skip the rest.
-    at_labels: bool = False
     # Whether the loss reads the logits of a position exactly where its own label is a target.
     # The head of a model then need not be computed anywhere else.
     at_labels: bool = False

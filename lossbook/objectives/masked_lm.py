@@ -70,7 +70,6 @@ class MaskedLM(Objective):
 
     name = "masked-lm"
     at_labels = True
-    at_labels = True
 
     def __init__(
         self,
