@@ -178,9 +178,12 @@ def test_both_directions_give_every_text_the_same_probability():
     assert np.abs(total[0] - total[1]).max() < 1e-9  # sums of 62 terms, each of about 2 nats
 
 
-def test_nothing_underflows_in_a_long_text():
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_nothing_underflows_in_a_long_text(direction):
+    """1200 tokens have a probability of e^-2400, far below the smallest float64."""
     language = HiddenMarkovLanguage.default()
-    floor = causal_floor(language, language.sample(2, 1500, np.random.default_rng(0)))
+    ids = language.sample(2, 1200, np.random.default_rng(0))
+    floor = causal_floor(language, ids, direction)
     assert np.isfinite(floor.loss).all()
     assert 1.5 < floor.mean_loss < 2.5
 
@@ -321,6 +324,12 @@ def test_entropy_and_loss_agree_on_the_books_language(law):
     gap = floor.loss - floor.entropy
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(gap.size)
     assert 0.8 < floor.mean_entropy < 1.8
+
+
+def test_nothing_underflows_in_a_long_corrupted_text():
+    floor = masked_floor(*book_batch("bernoulli", rows=1, length=1200))
+    assert np.isfinite(floor.loss).all()
+    assert 0.8 < floor.mean_loss < 1.8
 
 
 @pytest.mark.parametrize("law", LAWS)
