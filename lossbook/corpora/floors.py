@@ -116,7 +116,7 @@ def causal_floor(
 
 def selection_pmf(
     selection: str | Float[np.ndarray, " counts"],
-    rate: float,
+    rate: float | int,
     length: int,
     candidates: int,
     max_predictions: int | None = None,
@@ -145,7 +145,7 @@ def selection_pmf(
     return pmf
 
 
-def _counts(selection, rate: float, length: int, candidates: int) -> np.ndarray:
+def _counts(selection, rate: float | int, length: int, candidates: int) -> np.ndarray:
     """The counts before any limit."""
     if not isinstance(selection, str):
         pmf = np.asarray(selection, dtype=np.float64)
@@ -154,8 +154,11 @@ def _counts(selection, rate: float, length: int, candidates: int) -> np.ndarray:
         return pmf
     require(selection in SELECTIONS, "selection", selection, f"one of {SELECTIONS} or counts")
     if selection == "bernoulli":
+        if rate == 1:
+            return np.eye(candidates + 1)[-1]
         n = np.arange(candidates + 1)
-        return np.exp(_log_choose(candidates)) * rate**n * (1 - rate) ** (candidates - n)
+        logs = n * np.log(rate) + (candidates - n) * np.log1p(-rate)
+        return np.exp(_log_choose(candidates) + logs)
     if selection == "count":
         return np.eye(length + 1)[min(length, max(1, round(rate * length)))]
     low = int(rate * length)
@@ -220,8 +223,9 @@ def masked_floor(
         selection_pmf(selection, rate, int(n), int(c), max_predictions)
         for n, c in zip(texts.framed, texts.length, strict=True)
     ]
-    _check_counts(labels, pmf)
     independent = isinstance(selection, str) and selection == "bernoulli" and not max_predictions
+    if not independent:
+        _check_counts(labels, pmf)
     seen = _Seen(texts.align(input_ids), texts.align(labels), texts, pmf, rate, independent)
     q = np.concatenate([_masked(language, channel, part) for part in seen.parts(language)])
     true = labels[labels != IGNORED]

@@ -53,6 +53,8 @@ def test_windows_hold_the_whole_text(documentation):
         ]
         whole = np.concatenate([*rows[:-1], rows[-1][-((len(ids) - 1) % 48 + 1) :]])
         assert (whole == ids).all()
+        if len(ids) >= 48:
+            assert (windows[position : position + count] != v.pad_id).all()
         position += count
     assert position == len(windows)
 
