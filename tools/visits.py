@@ -52,7 +52,9 @@ COLOURS = """() => {
 
 THEME = "scheme => document.documentElement.dataset.theme === scheme"
 # Without preload: axe would ask again for style sheets, at addresses that are not theirs.
-AXE = "() => axe.run(document, {preload: false, resultTypes: ['violations']})"
+AXE = "rules => axe.run(document, {preload: false, resultTypes: ['violations'], ...rules})"
+# What the second colour scheme can change; the rest of the page is the same.
+COLOUR_RULES = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
 
 
 @dataclasses.dataclass
@@ -119,11 +121,9 @@ class Visitor:
         page.on("console", note_console)
         page.on("pageerror", lambda error: visit.console.append(f"exception: {error}"))
 
-    def violations(self, page) -> list[str]:
+    def violations(self, page, rules: dict) -> list[str]:
         """Serious and critical findings of axe, with the first places."""
-        result = page.evaluate(
-            "() => axe.run(document, {preload: false, resultTypes: ['violations']})"
-        )
+        result = page.evaluate(AXE, rules)
         return [
             f"{found['impact']} {found['id']}: "
             + " | ".join(n["html"][:160] for n in found["nodes"][:4])
@@ -131,13 +131,13 @@ class Visitor:
             if found["impact"] in SERIOUS
         ]
 
-    def look(self, page, visit: Visit, scheme: str) -> None:
+    def look(self, page, visit: Visit, scheme: str, rules: dict) -> None:
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         with contextlib.suppress(TimeoutError):
             page.wait_for_function(THEME, arg=scheme, timeout=2000)
         visit.themes[scheme] = page.evaluate("document.documentElement.dataset.theme || ''")
         visit.colours[scheme] = page.evaluate(COLOURS)
-        visit.violations[scheme] = self.violations(page)
+        visit.violations[scheme] = self.violations(page, rules)
 
     def visit(self, name: str) -> Visit:
         visit = Visit()
@@ -148,8 +148,8 @@ class Visitor:
         page.evaluate(SETTLED)
         visit.equations, visit.figures = page.evaluate(EQUATIONS), page.evaluate(FIGURES)
         page.evaluate(self.axe)
-        self.look(page, visit, "light")
-        self.look(page, visit, "dark")
+        self.look(page, visit, "light", {})
+        self.look(page, visit, "dark", COLOUR_RULES)
         page.set_viewport_size(PHONE)
         page.wait_for_timeout(100)
         visit.overflow = page.evaluate(OVERFLOW)

@@ -84,6 +84,7 @@ def test_a_broken_page_is_seen_to_be_broken(browser, serve, tmp_path):
     found = " ".join(seen.violations["light"])
     assert "image-alt" in found
     assert "color-contrast" in found
+    assert "color-contrast" in " ".join(seen.violations["dark"])
 
 
 def test_contrast_is_wcags():
