@@ -211,7 +211,7 @@ class MaskedLM(Objective):
         Args:
             language: Where the texts come from.
             ids: ``[B, T]`` before the corruption.
-            batch: What :meth:`batch` made of them.
+            batch: What ``batch`` made of them.
 
         Returns:
             See :func:`lossbook.corpora.floors.masked_floor`.

@@ -23,7 +23,7 @@ def curve_to_floor(
         losses: The losses, nats per target.
         floor: The lowest loss that any model can reach; a dashed line.
         label: Name of the curve, for the legend.
-        color: A name in :data:`lossbook.plots.COLORS`.
+        color: A name in ``lossbook.plots.COLORS``.
     """
     ax.plot(steps, losses, marker="o", markersize=3, color=COLORS[color], label=label)
     if floor is not None:

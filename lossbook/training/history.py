@@ -58,7 +58,7 @@ class History:
 
     @property
     def excess(self) -> float | None:
-        """The last validation loss above its floor: an estimate of a KL divergence."""
+        """The last validation loss above its floor, which estimates a KL divergence."""
         return self.evaluations[-1]["excess"] if self.evaluations else None
 
     @property
@@ -71,7 +71,7 @@ class History:
 
     @classmethod
     def from_json(cls, record: Any) -> History:
-        """The inverse of :meth:`to_json`; a ``ValueError`` names what is missing or unknown."""
+        """The inverse of ``to_json``; a ``ValueError`` names what is missing or unknown."""
         names = {f.name for f in fields(cls)}
         require(isinstance(record, dict), "history", type(record).__name__, "a JSON object")
         wrong = sorted(names ^ set(record))
