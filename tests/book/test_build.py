@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,11 +35,11 @@ def small_book(tmp_path):
     return source
 
 
-def build(source, target: str, **variables: str) -> subprocess.CompletedProcess:
+def build(source, target: str, what: str = "html", **variables: str) -> subprocess.CompletedProcess:
     (source / "book" / "intro.md").write_text(INTRO.format(target=target))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LOSSBOOK_")}
     environment |= {"GIT_CEILING_DIRECTORIES": str(source.parent), **variables}
-    command = [sys.executable, ROOT / "tools" / "book.py", "html", "--source", source]
+    command = [sys.executable, ROOT / "tools" / "book.py", what, "--source", source]
     command += ["--output", source / "_build"]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -64,6 +65,16 @@ def test_a_known_repository_gets_its_buttons(small_book):
     page = (small_book / "_build/html/notebooks/one.html").read_text()
     assert "https://github.com/ada/lossbook/issues" in page
     assert "colab.research.google.com/github/ada/lossbook/blob/main/notebooks/one" in page
+
+
+def test_the_whole_book_is_printed(small_book):
+    result = build(small_book, "one", "pdf")
+    assert result.returncode == 0, result.stderr
+    pdf = (small_book / "_build/pdf/the-loss-book.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    # The preface and, on a page of its own, the chapter; fonts make up most of the size.
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
+    assert len(pdf) > 10_000
 
 
 def test_numbers_restart_on_each_page_in_the_order_of_the_book():
