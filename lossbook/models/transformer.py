@@ -81,8 +81,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time width"], visible: Bool[Tensor, "batch 1 q time"] | None
     ) -> Float[Tensor, "batch time width"]:
-        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, C/H]
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, C/H] each
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)  # [B, H, T, .]
         y = F.scaled_dot_product_attention(
             q,
             k,

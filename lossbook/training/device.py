@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from lossbook._require import require
+
+with warnings.catch_warnings():  # about progress bars that need ipywidgets; none is shown
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("no", "bf16", "fp16")

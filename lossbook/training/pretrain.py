@@ -37,6 +37,7 @@ from lossbook.training.history import History
 from lossbook.training.schedule import factor
 
 LOOK = 20  # losses stay on the device for so many steps: looking at one waits for the device
+LONG = 500  # steps from which on the optimizer is compiled
 DROPOUT = 2  # the last word of the seed of a step's dropout; the streams of data have none
 
 
@@ -76,14 +77,14 @@ def pretrain(
     Args:
         model: called with the fields of a batch that its ``forward`` names; returns logits, or
             something that has ``.logits``. It comes back on its own device.
-        objective: a :class:`lossbook.objectives.Objective`.
-        corpus: a :class:`lossbook.corpora.Corpus`; its exact floor is reported where
+        objective: a :class:`~lossbook.objectives.base.Objective`.
+        corpus: a :class:`~lossbook.corpora.base.Corpus`; its exact floor is reported where
             ``corpus.has_floor``.
         steps: updates of the weights.
         batch_size: texts in one update, over all micro-batches and processes.
         length: tokens in one text.
         lr: peak learning rate of the default optimizer.
-        optimizer: of the model's parameters; by default :class:`lossbook.optim.AdamW` with
+        optimizer: of the model's parameters; by default :class:`~lossbook.optim.adamw.AdamW` with
             a weight decay of 0.01 on the matrices alone.
         schedule: ``"cosine"`` (the default), ``"linear"`` or ``"constant"`` after the warm-up,
             or a function of the step, counted from 0, that replaces both.
@@ -123,7 +124,7 @@ def pretrain(
     require(seed >= 0, "seed", seed, "at least 0")
     _fits(model, corpus, length)
     course = schedule if callable(schedule) else factor(schedule or "cosine", warmup, steps)
-    optimizer = optimizer or default_optimizer(model, lr)
+    optimizer = optimizer or default_optimizer(model, lr, steps)
     batches = Batches(model, objective, corpus, batch_size, length, seed)
     settings = {
         "model": describe(model),
@@ -152,11 +153,15 @@ def pretrain(
     return run.history
 
 
-def default_optimizer(model: nn.Module, lr: float) -> Optimizer:
-    """AdamW, which decays the matrices and leaves biases and norms alone."""
+def default_optimizer(model: nn.Module, lr: float, steps: int) -> Optimizer:
+    """AdamW, which decays the matrices and leaves biases and norms alone.
+
+    A long run compiles it: the compiler takes some two seconds, which so many steps win back.
+    """
     from lossbook.optim import AdamW
 
-    return AdamW(model.named_parameters(), lr=lr, weight_decay=0.01, exclude="rank")
+    options = {"weight_decay": 0.01, "exclude": "rank", "compiled": steps >= LONG}
+    return AdamW(model.named_parameters(), lr=lr, **options)
 
 
 class Run:
@@ -223,7 +228,7 @@ class Run:
         targets = max(1, self.objective.count(batch))
         mine = pieces(batch, processes)[self.accelerator.process_index]
         parts = pieces(mine, self.settings["accumulation"])
-        torch.manual_seed(self._noise(step))
+        self._seed_dropout(step)
         losses = []
         for i, part in enumerate(parts):
             more = i + 1 < len(parts)
@@ -244,7 +249,10 @@ class Run:
         clip = self.settings["clip"]
         if clip is not None:
             self.accelerator.clip_grad_norm_(self.bare.parameters(), clip)
-        self.optimizer.step()
+        # accelerate's wrapper looks for other packages on the disk at every step; only the scaler
+        # of fp16 needs it
+        scaled = self.accelerator.scaler is not None
+        (self.optimizer if scaled else self.optimizer.optimizer).step()
         self.schedule.step()
         self.optimizer.optimizer.zero_grad(set_to_none=True)
 
@@ -355,10 +363,19 @@ class Run:
         scaler = self.accelerator.scaler
         return None if scaler is None else scaler.state_dict()
 
-    def _noise(self, step: int) -> int:
-        """The seed of dropout; below 2⁵³, which every generator of torch takes."""
+    def _seed_dropout(self, step: int) -> None:
+        """Make dropout a function of the step: torch's generators of the devices in use.
+
+        ``torch.manual_seed`` would also queue a seed, with a traceback, for devices that are not
+        there; that takes longer than the rest of this loop's own work.
+        """
         words = [self.settings["seed"], step, self.accelerator.process_index, DROPOUT]
-        return int(np.random.SeedSequence(words).generate_state(1)[0])
+        noise = int(np.random.SeedSequence(words).generate_state(1)[0])
+        torch.default_generator.manual_seed(noise)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(noise)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(noise)
 
     def _excess(self) -> str:
         excess = self.history.excess
