@@ -31,6 +31,7 @@ METADATA = {
 TRANSIENT = (
     "execution",
     "ExecuteTime",
+    "lines_to_next_cell",
     "collapsed",
     "scrolled",
     "editable",
