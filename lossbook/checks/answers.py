@@ -99,13 +99,10 @@ def _grade(name: str, answer: Callable, cases: list[Case]) -> Report:
         problem = _run(case, answer)
         if problem is _UNANSWERED:
             return Report(name, (), (), 0)
-        lines.append(
-            f"  {'✗' if problem else '✓'} {case.label}" + (f": {problem}" if problem else "")
-        )
+        lines.append(f"  ✗ {case.label}: {problem}" if problem else f"  ✓ {case.label}")
         if problem:
             failures.append(case.label)
-            if case.hint:
-                lines.append(f"      {case.hint}")
+            lines += textwrap.wrap(case.hint, 72, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return Report(name, tuple(lines), tuple(failures), len(cases))
 
 

@@ -50,6 +50,6 @@ def reduce(
         count = losses.numel() if mask is None else mask.sum()
         denominator = max(count, 1) if isinstance(count, int) else count.clamp(min=1)
     else:
-        require(isinstance(denominator, Tensor) or denominator > 0,
-                "denominator", denominator, "a positive number")  # fmt: skip
+        seen = not isinstance(denominator, Tensor) or denominator.device.type == "cpu"
+        require(not seen or denominator > 0, "denominator", denominator, "a positive number")
     return total / denominator

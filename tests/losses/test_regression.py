@@ -111,6 +111,7 @@ def test_broadcasting_is_refused(untyped):
     [
         ({"reduction": "avg"}, r"reduction: expected one of .* got 'avg'"),
         ({"denominator": 0}, r"denominator: expected a positive number, got 0"),
+        ({"denominator": torch.tensor(0)}, r"denominator: expected a positive number"),
         ({"reduction": "sum", "denominator": 3}, r"denominator: expected None"),
     ],
 )
