@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
+from lossbook.optim.batching import Row, batches, blocks, glued, is_vector
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
-from lossbook.optim.compiled import arithmetic_dtype, kernel_for, update
+from lossbook.optim.compiled import Kernel, arithmetic_dtype, kernel_for, update, update_together
 from lossbook.optim.groups import Rule, exclusion_rule
 
 Number = int | float | Float[Tensor, ""]
@@ -28,7 +29,6 @@ FOREIGN_KEYS = {
     *("params", "param_names", "name", "initial_lr", "decayed"),
     *("max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"),
 }
-BLOCK = 2**16  # numbers that are updated at a time, so that temporaries stay in the cache
 
 
 class _Moving(NamedTuple):
@@ -41,7 +41,7 @@ class _Moving(NamedTuple):
 class _Plan(NamedTuple):
     numbers: dict[str, float]
     options: dict[str, Any]
-    tensors: list[list[Tensor]]
+    rows: list[Row]
 
 
 class NonFiniteGradientError(ValueError):
@@ -90,7 +90,7 @@ class Optimizer(torch.optim.Optimizer):
         require(clip_form in CLIP_FORMS, "clip_form", clip_form, f"one of {CLIP_FORMS}")
         self.clip, self.clip_form, self.check_finite = clip, clip_form, check_finite
         self.compiled, self._exclude = compiled, exclude
-        self._excluded_by, self._flat = exclusion_rule(exclude), {}
+        self._excluded_by, self._vectors = exclusion_rule(exclude), {}
         if not isinstance(params, Tensor | dict):
             params = list(params)
             require(params, "params", params, "at least one parameter (a generator is used up?)")
@@ -166,7 +166,7 @@ class Optimizer(torch.optim.Optimizer):
             key = (item.group, item.decayed, state["step"])
             if key not in plans:
                 plans[key] = self._plan(*key, scale)
-            plans[key].tensors.append(self._tensors(item.parameter, state))
+            plans[key].rows.append(self._row(item.parameter, state))
         for plan in plans.values():
             self._run(plan)
         return loss
@@ -209,38 +209,45 @@ class Optimizer(torch.optim.Optimizer):
         numbers = {k: float(x) for k, x in values.items() if k not in options}
         return _Plan({"t": float(t), "scale": scale, **numbers}, options, [])
 
-    def _tensors(self, p: Tensor, state: dict[str, Any]) -> list[Tensor]:
+    def _row(self, p: Tensor, state: dict[str, Any]) -> Row:
         """(theta, g, *memory), as vectors where the equation allows and no copy is needed."""
         memory = [state[name] for name in self.memory]
         if not (self.elementwise and p.is_contiguous() and p.grad.is_contiguous()):
             return [p, p.grad, *memory]
-        kept, flat = self._flat.get(p, ((), []))
+        kept, vectors = self._vectors.get(id(p), ((), []))
         if len(kept) != len(memory) or any(a is not b for a, b in zip(kept, memory, strict=True)):
-            flat = [x.reshape(-1) if x.is_contiguous() else x for x in memory]
-            self._flat[p] = (memory, flat)
-        return [p.view(-1), p.grad.view(-1), *flat]
+            vectors = [x.reshape(-1) for x in memory]
+            self._vectors[id(p)] = (memory, vectors)
+        return [p.view(-1), p.grad.view(-1), *vectors]
 
     def _run(self, plan: _Plan) -> None:
-        equation, left = type(self).equation, plan.tensors
-        if self.compiled and self.elementwise:
-            left = self._run_compiled(plan)
-        for tensors in left:
-            for block in _blocks(tensors) if self.elementwise else [tensors]:
-                update(equation, block, plan.numbers, plan.options)
+        move = self._mover(plan)
+        if self.compiled and plan.rows[0][0].device.type != "cpu":
+            update_together(type(self).equation, plan.rows, plan.numbers, plan.options)
+            return
+        for batch in batches(plan.rows):
+            glued(batch, move)
 
-    def _run_compiled(self, plan: _Plan) -> list[list[Tensor]]:
-        """Run what the compiler can take; what it cannot comes back."""
+    def _mover(self, plan: _Plan) -> Callable[[Row], None]:
+        """The function that changes one row in place: compiled where that is asked for."""
         equation, numbers, options = type(self).equation, plan.numbers, plan.options
-        left, scalars = [], {}
-        for tensors in plan.tensors:
-            kernel = kernel_for(equation, tensors, numbers, options) if _flat(tensors) else None
+        prepared: dict[Kernel, list[Tensor]] = {}
+
+        def eager(row: Row) -> None:
+            for block in blocks(row) if self.elementwise else [row]:
+                update(equation, block, numbers, options)
+
+        def compiled(row: Row) -> None:
+            kernel = kernel_for(equation, row, numbers, options) if is_vector(row) else None
             if kernel is None:
-                left.append(tensors)
-                continue
-            if kernel not in scalars:
-                scalars[kernel] = kernel.scalars(numbers)
-            kernel.run([*tensors, *scalars[kernel]])
-        return left
+                eager(row)
+                return
+            if kernel not in prepared:
+                prepared[kernel] = kernel.scalars(numbers)
+            kernel.run([*row, *prepared[kernel]])
+            torch.autograd.graph.increment_version(row[0])
+
+        return compiled if self.compiled and self.elementwise else eager
 
     # What is saved
 
@@ -250,7 +257,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._excluded_by, self._flat = exclusion_rule(self._exclude), {}
+        self._excluded_by, self._vectors = exclusion_rule(self._exclude), {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``, which is copied; moments take this optimizer's precision.
@@ -289,17 +296,3 @@ def _named(group: dict[str, Any]) -> list[tuple[str | None, Tensor]]:
 
 def _label(name: str | None, p: Tensor) -> str:
     return name or f"parameter of shape {tuple(p.shape)}"
-
-
-def _flat(tensors: list[Tensor]) -> bool:
-    return all(x.ndim == 1 for x in tensors) and tensors[0].device.type == "cpu"
-
-
-def _blocks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Vectors on the CPU in pieces of ``BLOCK`` numbers; anything else in one piece."""
-    length = tensors[0].numel()
-    if length <= BLOCK or not _flat(tensors):
-        yield tensors
-        return
-    for start in range(0, length, BLOCK):
-        yield [x[start : start + BLOCK] for x in tensors]

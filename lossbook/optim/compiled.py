@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,9 +54,11 @@ class Kernel:
 
     prepare: Callable[..., tuple[Tensor, ...]]  # what depends on numbers alone, such as 1 - beta^t
     run: Callable[[list[Tensor]], Any]
+    dtype: torch.dtype
 
-    def scalars(self, numbers: dict[str, float]) -> tuple[Tensor, ...]:
-        return self.prepare(*as_tensors(numbers).values())
+    def scalars(self, numbers: dict[str, float]) -> list[Tensor]:
+        """The kernel's arguments beside the tensors, computed in float64."""
+        return [x.to(self.dtype) for x in self.prepare(*as_tensors(numbers).values())]
 
 
 def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
@@ -72,7 +75,8 @@ def kernel_for(
     options: dict[str, Any],
 ) -> Kernel | None:
     """The kernel for tensors of these precisions, built at its first use; None if that fails."""
-    key = (equation, tuple(x.dtype for x in tensors), tuple(numbers), tuple(options.items()))
+    theta, g = tensors[:2]  # the memory's precision follows from theta's
+    key = (equation, theta.dtype, g.dtype, *options.items())
     if key not in _kernels:
         try:
             _kernels[key] = _build(equation, tensors, numbers, options)
@@ -115,9 +119,13 @@ def _build(
     mode, arguments = _examples(tensors, numbers)
     with torch.no_grad(), tracing(TracingContext(mode)), config.patch(settings):
         graph = make_fx(body, decomposition_table=select_decomp_table())(*arguments)
+        divide_once(graph)
         prepare, kernel = split_scalars(graph)
+        dtype = arithmetic_dtype(tensors[0].dtype)
         inputs = [node.meta["val"] for node in kernel.graph.nodes if node.op == "placeholder"]
-        return Kernel(prepare, compile_fx_inner(kernel, inputs))
+        inputs = [x.to(dtype) if x.ndim == 0 else x for x in inputs]
+        compiled = compile_fx_inner(kernel, inputs)
+        return Kernel(prepare, getattr(compiled, "current_callable", None) or compiled, dtype)
 
 
 def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any, list[Tensor]]:
@@ -136,6 +144,20 @@ def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any
         example = torch.empty(EXAMPLE_LENGTH, dtype=x.dtype, device=x.device)
         arguments.append(mode.from_tensor(example, symbolic_context=length))
     return mode, arguments + [mode.from_tensor(x) for x in as_tensors(numbers).values()]
+
+
+def divide_once(module: fx.GraphModule) -> None:
+    """Turn x / c into x * (1 / c) where c is a number: a division costs five products."""
+    div = torch.ops.aten.div.Tensor
+    for node in module.graph.find_nodes(op="call_function", target=div):
+        x, c = node.args
+        if isinstance(c, fx.Node) and c.meta["val"].ndim == 0 and x.meta["val"].ndim > 0:
+            with module.graph.inserting_before(node):
+                inverse = module.graph.call_function(torch.ops.aten.reciprocal.default, (c,))
+                product = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, inverse))
+            inverse.meta["val"], product.meta["val"] = c.meta["val"], node.meta["val"]
+            node.replace_all_uses_with(product)
+            module.graph.erase_node(node)
 
 
 def split_scalars(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -170,27 +192,30 @@ def split_scalars(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModul
     return fx.GraphModule(module, first), fx.GraphModule(module, second)
 
 
-def _update_list(
+def _update_all(
     equation: Equation,
-    lists: list[list[Tensor]],
-    numbers: dict[str, Tensor],
+    rows: list[Sequence[Tensor]],
+    numbers: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    for tensors in lists:
-        update(equation, tensors, numbers, options)
+    for row in rows:
+        update(equation, row, numbers, options)
 
 
-def update_list(
+@cache
+def _compiled_update_all() -> Callable[..., None]:
+    return torch.compile(_update_all, fullgraph=True, dynamic=False)
+
+
+def update_together(
     equation: Equation,
-    lists: list[list[Tensor]],
+    rows: list[Sequence[Tensor]],
     numbers: dict[str, float],
     options: dict[str, Any],
 ) -> None:
-    """All tensors of a group in one graph, for devices where starting a kernel is the cost."""
-    global _list_kernel
-    if _list_kernel is _update_list:
-        _list_kernel = torch.compile(_update_list, fullgraph=True, dynamic=False)
-    _list_kernel(equation, lists, as_tensors(numbers), options)
-
-
-_list_kernel: Callable[..., None] = _update_list
+    """All rows in one graph: on a GPU the start of a kernel costs more than its guards."""
+    try:
+        _compiled_update_all()(equation, rows, as_tensors(numbers), options)
+    except Exception as error:  # raised while compiling, before anything has changed
+        warn_uncompiled(error)
+        _update_all(equation, rows, numbers, options)
