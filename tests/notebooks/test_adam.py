@@ -271,10 +271,10 @@ def test_the_planted_mistakes_need_a_sharp_check(derivation):
 
 
 MUSEUM = {
-    "epsilon_on_the_parameter": "a gradient that is exactly zero",
-    "hat_without_root": "gradients of the size of ε",
-    "one_hat_lost": "step 12 of a constant gradient",
-    "no_correction": "step 12 of a constant gradient",
+    "epsilon_on_the_parameter": "gradient exactly zero",
+    "hat_without_root": "gradient of the size of ε",
+    "one_hat_lost": "constant gradient, step 12",
+    "no_correction": "constant gradient, step 12",
 }
 
 
