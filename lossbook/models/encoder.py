@@ -49,15 +49,13 @@ class Encoder(Transformer):
         Args:
             input_ids: [B, T].
             attention_mask: [B, T], true or 1 at tokens and 0 at padding; None: no padding.
-            positions: flat indices b·T + t of the N tokens that the loss asks for. The head is
-                then computed at these alone, and ``logits`` are [1, N, V].
+            positions: flat indices b·T + t of the N tokens that the loss asks for. All that
+                follows the last attention is then computed at these alone, and the output is
+                ``logits [1, N, V]`` and ``hidden [1, N, C]``.
 
         Raises:
             ValueError: an id outside the vocabulary, a text above ``max_length``, a mask of
                 another shape.
         """
-        hidden = self.encode(input_ids, attention_mask)
-        asked = hidden
-        if positions is not None:
-            asked = hidden.flatten(0, 1).index_select(0, positions)[None]
-        return Output(self.head(asked, self.embedding.weight), hidden)
+        hidden = self.encode(input_ids, attention_mask, positions)
+        return Output(self.head(hidden, self.embedding.weight), hidden)

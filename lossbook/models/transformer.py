@@ -121,12 +121,21 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch time width"],
         visible: Bool[Tensor, "batch 1 q time"] | None = None,
-    ) -> Float[Tensor, "batch time width"]:
+        positions: Int[Tensor, " targets"] | None = None,
+    ) -> Float[Tensor, "rows columns width"]:
+        """[B, T, C], or [1, N, C] at N flat positions: after attention no token sees another."""
         if self.pre:
-            x = x + self.drop(self.attention(self.norm1(x), visible))
+            x = at(x + self.drop(self.attention(self.norm1(x), visible)), positions)
             return x + self.drop(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.drop(self.attention(x, visible)))
+        x = self.norm1(at(x + self.drop(self.attention(x, visible)), positions))
         return self.norm2(x + self.drop(self.mlp(x)))
+
+
+def at(
+    x: Float[Tensor, "batch time width"], positions: Int[Tensor, " targets"] | None
+) -> Float[Tensor, "rows columns width"]:
+    """The vectors at flat positions b·T + t, as [1, N, C]; all of them without positions."""
+    return x if positions is None else x.flatten(0, 1).index_select(0, positions)[None]
 
 
 class Transformer(nn.Module):
@@ -148,14 +157,16 @@ class Transformer(nn.Module):
         self,
         input_ids: Int[Tensor, "batch time"],
         attention_mask: Shaped[Tensor, "*shape"] | None = None,
-    ) -> Float[Tensor, "batch time width"]:
-        """The last hidden vectors, [B, T, C]."""
+        positions: Int[Tensor, " targets"] | None = None,
+    ) -> Float[Tensor, "rows columns width"]:
+        """The last hidden vectors: [B, T, C], or [1, N, C] at N flat positions b·T + t."""
         _refuse(self.config, input_ids, attention_mask)
         visible = visibility(attention_mask, self.causal)
         x = self.embedding(input_ids) + self.position.weight[: input_ids.shape[1]]
         x = self.drop(x if self.config.norm == "pre" else self.norm(x))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, visible)
+        x = self.blocks[-1](x, visible, positions)
         return self.norm(x) if self.config.norm == "pre" else x
 
 

@@ -180,6 +180,7 @@ class Run:
         self.objective, self.corpus = batches.objective, batches.corpus
         self.settings = _plain(settings)
         self.model = accelerator.prepare_model(model)
+        self.parameters = list(model.parameters())
         self.schedule = LambdaLR(optimizer, course)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.step, self.folder, self.saved, self.pending = 0, None, -1, []
@@ -247,11 +248,13 @@ class Run:
 
     def _descend(self) -> None:
         clip = self.settings["clip"]
-        if clip is not None:
-            self.accelerator.clip_grad_norm_(self.bare.parameters(), clip)
-        # accelerate's wrapper looks for other packages on the disk at every step; only the scaler
-        # of fp16 needs it
+        # Only the scaler of fp16 needs accelerate here, whose wrapper of an optimizer looks for
+        # another package on the disk at every step.
         scaled = self.accelerator.scaler is not None
+        if scaled:
+            self.accelerator.unscale_gradients()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, clip)
         (self.optimizer if scaled else self.optimizer.optimizer).step()
         self.schedule.step()
         self.optimizer.optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 """The encoder sees both sides, and its head may be asked at some positions only."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -27,9 +28,11 @@ def test_number_of_parameters():
     assert sum(p.numel() for p in Encoder(CONFIG).parameters()) == expected
 
 
-def test_head_at_positions_equals_the_same_rows_of_the_whole():
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_head_at_positions_equals_the_same_rows_of_the_whole(norm, layers):
     """Value and gradient; in float64, where the order of sums costs less than 1e-12."""
-    net = Encoder(CONFIG, seed=2).double()
+    net = Encoder(TransformerConfig(23, 12, layers, 3, 9, norm=norm), seed=2).double()
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, 23, (3, 7)))
     positions = torch.tensor([0, 4, 9, 20])
     whole, part = net(ids).logits.flatten(0, 1)[positions], net(ids, positions=positions).logits

@@ -17,6 +17,7 @@ import torch
 
 from lossbook.training.checkpoint import latest
 
+PARTS = ("corpora", "corpora.floors", "models", "objectives", "optim", "training")
 CHILD = str(Path(__file__).with_name("child.py"))
 
 
@@ -26,7 +27,7 @@ def context():
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["lossbook.training", "lossbook.models", "lossbook.objectives"])
+    found.set_forkserver_preload([f"lossbook.{part}" for part in PARTS])
     return found
 
 
