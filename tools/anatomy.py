@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import chapters
 import nbformat
+import yaml
 
 LARGEST = 1_000_000  # bytes
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
@@ -124,7 +126,15 @@ def exercises(notebook) -> list[str]:
     return found
 
 
-CHECKS = (execution, cleanliness, figures, set_up, parts, exercises)
+def mathematics(notebook) -> list[str]:
+    """JupyterLab and Colab do not know the macros that the book's pages have."""
+    config = yaml.safe_load((chapters.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    macros = config["sphinx"]["config"]["mathjax3_config"]["tex"]["macros"]
+    used = sorted(set(re.findall(r"\\([A-Za-z]+)", text_of(notebook))) & set(macros))
+    return [f"uses macros that JupyterLab does not know: {used}"] if used else []
+
+
+CHECKS = (execution, cleanliness, figures, set_up, parts, exercises, mathematics)
 
 
 def problems(path: Path) -> list[str]:

@@ -99,6 +99,7 @@ FAULTS = {
     "2 exercises": lambda n: n.cells.pop(-2),
     "not the title": lambda n: n.cells.pop(0),
     "MB": lambda n: code(n, 3).outputs[0].data.update({"image/png": "A" * 1_000_000}),
+    "macros that JupyterLab": lambda n: n.cells[0].update(source=n.cells[0].source + r" $\E x$"),
     "empty code cell": lambda n: code(n, 1).update(source=" "),
 }
 
