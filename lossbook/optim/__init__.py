@@ -5,8 +5,10 @@ from lossbook.optim.adamw import AdamW, adamw_step
 from lossbook.optim.base import NonFiniteGradientError, Optimizer
 from lossbook.optim.clipping import clip_factor, global_norm
 from lossbook.optim.groups import exclusion_rule
+from lossbook.optim.sgd import SGD, plain_step, sgd_step
 
 __all__ = [
+    "SGD",
     "Adam",
     "AdamW",
     "NonFiniteGradientError",
@@ -16,4 +18,6 @@ __all__ = [
     "clip_factor",
     "exclusion_rule",
     "global_norm",
+    "plain_step",
+    "sgd_step",
 ]
