@@ -173,3 +173,11 @@ def test_bad_input_is_refused_by_name(model, ids, mask, words):
 def test_impossible_shapes_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         TransformerConfig(**{"vocab_size": 23, **options})
+
+
+def test_what_each_query_may_see():
+    """Left padding, three tokens: a padded query sees itself, so that no softmax is empty."""
+    mask = torch.tensor([[0, 1, 1]])
+    assert visibility(mask, causal=False).int().tolist() == [[[[0, 1, 1]]]]
+    assert visibility(mask, causal=True).int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
+    assert visibility(None, causal=True) is None
