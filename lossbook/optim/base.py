@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from operator import is_
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.batching import Row, batches, blocks, glued, is_vector
+from lossbook.optim.batching import Row, batches, blocks, glued, is_open, is_vector
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
-from lossbook.optim.compiled import Kernel, arithmetic_dtype, kernel_for, update, update_together
+from lossbook.optim.compiled import arithmetic_dtype, kernel_for, update, update_together
 from lossbook.optim.groups import Rule, exclusion_rule
 
 Number = int | float | Float[Tensor, ""]
@@ -174,10 +175,12 @@ class Optimizer(torch.optim.Optimizer):
     def _moving(self) -> Iterator[_Moving]:
         for index, group in enumerate(self.param_groups):
             for (name, p), decayed in zip(_named(group), group["decayed"], strict=True):
-                if p.grad is not None:
-                    dense = p.grad.layout is torch.strided
-                    require(dense, _label(name, p), p.grad.layout, "a dense gradient")
-                    yield _Moving(index, name, p, decayed)
+                g = p.grad
+                if g is None:
+                    continue
+                if g.layout is not torch.strided:
+                    require(False, _label(name, p), g.layout, "a dense gradient")
+                yield _Moving(index, name, p, decayed)
 
     def _scale(self, moving: list[_Moving]) -> float:
         if self.clip is None and not self.check_finite:
@@ -192,12 +195,20 @@ class Optimizer(torch.optim.Optimizer):
         found = f"an infinity or NaN in {', '.join(bad[:8])}" if bad else "a norm that overflows"
         raise NonFiniteGradientError(f"gradients: expected finite numbers, got {found}")
 
+    def shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """What is remembered of a parameter: names and shapes; here all are shaped like it."""
+        return {name: tuple(p.shape) for name in self.memory}
+
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
         if not state:
             state["step"] = 0
-            for name in self.memory:
-                state[name] = torch.zeros_like(p, dtype=arithmetic_dtype(p.dtype))
+            dtype = arithmetic_dtype(p.dtype)
+            for name, shape in self.shapes(p).items():
+                if shape == tuple(p.shape):  # and laid out like it
+                    state[name] = torch.zeros_like(p, dtype=dtype)
+                else:
+                    state[name] = p.new_zeros(shape, dtype=dtype)
         return state
 
     def _plan(self, index: int, decayed: bool, t: int, scale: float) -> _Plan:
@@ -211,43 +222,45 @@ class Optimizer(torch.optim.Optimizer):
 
     def _row(self, p: Tensor, state: dict[str, Any]) -> Row:
         """(theta, g, *memory), as vectors where the equation allows and no copy is needed."""
-        memory = [state[name] for name in self.memory]
-        if not (self.elementwise and p.is_contiguous() and p.grad.is_contiguous()):
-            return [p, p.grad, *memory]
-        kept, vectors = self._vectors.get(id(p), ((), []))
-        if len(kept) != len(memory) or any(a is not b for a, b in zip(kept, memory, strict=True)):
-            vectors = [x.reshape(-1) for x in memory]
-            self._vectors[id(p)] = (memory, vectors)
-        return [p.view(-1), p.grad.view(-1), *vectors]
+        g, memory = p.grad, [state[name] for name in self.memory]
+        if not (self.elementwise and p.is_contiguous() and g.is_contiguous()):
+            return [p, g, *memory]
+        theta, kept, vectors = self._vectors.get(id(p), (None, (), ()))
+        same = theta is not None and len(kept) == len(memory) and all(map(is_, kept, memory))
+        if not same or theta.data_ptr() != p.data_ptr():
+            theta, vectors = p.view(-1), [x.reshape(-1) for x in memory]
+            self._vectors[id(p)] = (theta, memory, vectors)
+        return [theta, g if g.ndim == 1 else g.view(-1), *vectors]
 
     def _run(self, plan: _Plan) -> None:
-        move = self._mover(plan)
-        if self.compiled and plan.rows[0][0].device.type != "cpu":
-            update_together(type(self).equation, plan.rows, plan.numbers, plan.options)
+        equation, rows = type(self).equation, plan.rows
+        if self.compiled and rows[0][0].device.type != "cpu":
+            update_together(equation, rows, plan.numbers, plan.options)
             return
-        for batch in batches(plan.rows):
+        if self.compiled:
+            rows = self._run_compiled(plan)
+
+        def move(row: Row) -> None:
+            for block in blocks(row) if self.elementwise else [row]:
+                update(equation, block, plan.numbers, plan.options)
+
+        for batch in batches(rows) if self.elementwise else ([row] for row in rows):
             glued(batch, move)
 
-    def _mover(self, plan: _Plan) -> Callable[[Row], None]:
-        """The function that changes one row in place: compiled where that is asked for."""
+    def _run_compiled(self, plan: _Plan) -> list[Row]:
+        """Move the rows for which there is a kernel; the others come back."""
         equation, numbers, options = type(self).equation, plan.numbers, plan.options
-        prepared: dict[Kernel, list[Tensor]] = {}
-
-        def eager(row: Row) -> None:
-            for block in blocks(row) if self.elementwise else [row]:
-                update(equation, block, numbers, options)
-
-        def compiled(row: Row) -> None:
-            kernel = kernel_for(equation, row, numbers, options) if is_vector(row) else None
+        left, prepared, fits = [], {}, is_vector if self.elementwise else is_open
+        for row in plan.rows:
+            kernel = kernel_for(equation, row, numbers, options) if fits(row) else None
             if kernel is None:
-                eager(row)
-                return
+                left.append(row)
+                continue
             if kernel not in prepared:
                 prepared[kernel] = kernel.scalars(numbers)
             kernel.run([*row, *prepared[kernel]])
             torch.autograd.graph.increment_version(row[0])
-
-        return compiled if self.compiled and self.elementwise else eager
+        return left
 
     # What is saved
 
@@ -279,13 +292,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _checked(self, saved: dict[str, Any], key: int, p: Tensor) -> dict[str, Any]:
         label = f"state_dict['state'][{key}]"
-        expected = {"step", *self.memory}
+        shapes = self.shapes(p)
+        expected = {"step", *shapes}
         require(expected <= set(saved), label, sorted(saved), f"the entries {sorted(expected)}")
-        for name in self.memory:
-            shape = tuple(saved[name].shape)
-            require(shape == p.shape, f"{label}['{name}']", shape, f"shape {tuple(p.shape)}")
+        for name, shape in shapes.items():
+            found = tuple(saved[name].shape)
+            require(found == shape, f"{label}['{name}']", found, f"shape {shape}")
         form = {"dtype": arithmetic_dtype(p.dtype), "device": p.device, "copy": True}
-        moments = {name: saved[name].to(**form) for name in self.memory}
+        moments = {name: saved[name].to(**form) for name in shapes}
         return {**saved, "step": int(saved["step"]), **moments}
 
 

@@ -21,6 +21,12 @@ def is_vector(row: Row) -> bool:
     return row[0].ndim == 1
 
 
+def is_open(row: Row) -> bool:
+    """Whether a kernel with open lengths fits: no gaps in the memory, no axis of length 0 or 1."""
+    contiguous = all(x.is_contiguous() for x in row)
+    return contiguous and row[0].ndim > 0 and all(n > 1 for n in row[0].shape)
+
+
 def batches(rows: list[Row]) -> Iterator[list[Row]]:
     """Small vectors of one device and precision together, everything else alone."""
     waiting: dict[object, list[Row]] = {}

@@ -23,6 +23,8 @@ from torch import Tensor, fx
 
 Equation = Callable[..., tuple[Tensor, ...]]
 EXAMPLE_LENGTH = 2**20  # large enough that the compiler thinks threads worth their start
+EXAMPLE_SHAPE = (1048, 1000, 24, 20, 12)  # of what is no vector; no two axes share a length
+LARGE = 2**18  # among the examples: at least this long is a parameter, shorter are its statistics
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -50,7 +52,7 @@ def update(
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A compiled update of flat tensors of any one length."""
+    """A compiled update of flat tensors of any one length, or of matrices of any shape."""
 
     prepare: Callable[..., tuple[Tensor, ...]]  # what depends on numbers alone, such as 1 - beta^t
     run: Callable[[list[Tensor]], Any]
@@ -76,7 +78,7 @@ def kernel_for(
 ) -> Kernel | None:
     """The kernel for tensors of these precisions, built at its first use; None if that fails."""
     theta, g = tensors[:2]  # the memory's precision follows from theta's
-    key = (equation, theta.dtype, g.dtype, *options.items())
+    key = (equation, theta.dtype, g.dtype, *map(_form, tensors), *options.items())
     if key not in _kernels:
         try:
             _kernels[key] = _build(equation, tensors, numbers, options)
@@ -121,6 +123,7 @@ def _build(
         graph = make_fx(body, decomposition_table=select_decomp_table())(*arguments)
         divide_once(graph)
         prepare, kernel = split_scalars(graph)
+        hold_small(kernel)
         dtype = arithmetic_dtype(tensors[0].dtype)
         inputs = [node.meta["val"] for node in kernel.graph.nodes if node.op == "placeholder"]
         inputs = [x.to(dtype) if x.ndim == 0 else x for x in inputs]
@@ -128,8 +131,16 @@ def _build(
         return Kernel(prepare, getattr(compiled, "current_callable", None) or compiled, dtype)
 
 
+def _form(x: Tensor) -> tuple[bool, ...]:
+    """Which axes a kernel leaves open: all but those of length 1."""
+    return tuple(n > 1 for n in x.shape) if x.ndim > 1 else (True,) * x.ndim
+
+
 def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any, list[Tensor]]:
-    """Stand-ins for flat tensors that share one unknown length, and for the numbers."""
+    """Stand-ins for tensors whose axes have unknown lengths, and for the numbers.
+
+    Axes of the same place share their length, or have length 1, as row and column sums do.
+    """
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import (
         DimDynamic,
@@ -140,18 +151,29 @@ def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any
     mode = FakeTensorMode(shape_env=ShapeEnv())
     arguments = []
     for x in tensors:
-        length = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK])
-        example = torch.empty(EXAMPLE_LENGTH, dtype=x.dtype, device=x.device)
-        arguments.append(mode.from_tensor(example, symbolic_context=length))
+        lengths = EXAMPLE_SHAPE if x.ndim > 1 else (EXAMPLE_LENGTH,)
+        shape = [n if is_open else 1 for n, is_open in zip(lengths, _form(x), strict=False)]
+        sizes = [DimDynamic.DUCK if n > 1 else DimDynamic.STATIC for n in shape]
+        lengths = StatelessSymbolicContext(dynamic_sizes=sizes)
+        example = torch.empty(shape, dtype=x.dtype, device=x.device)
+        arguments.append(mode.from_tensor(example, symbolic_context=lengths))
     return mode, arguments + [mode.from_tensor(x) for x in as_tensors(numbers).values()]
 
 
+def _length(node: Any) -> int:
+    """How many numbers the example of this node has; -1 where it is no tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if not isinstance(value, Tensor):
+        return -1
+    return value.numel() if isinstance(value.numel(), int) else value.numel().node.hint
+
+
 def divide_once(module: fx.GraphModule) -> None:
-    """Turn x / c into x * (1 / c) where c is a number: a division costs five products."""
+    """Turn x / c into x * (1 / c) where c is small: a division costs five products."""
     div = torch.ops.aten.div.Tensor
     for node in module.graph.find_nodes(op="call_function", target=div):
         x, c = node.args
-        if isinstance(c, fx.Node) and c.meta["val"].ndim == 0 and x.meta["val"].ndim > 0:
+        if 0 < _length(c) < min(_length(x), LARGE):
             with module.graph.inserting_before(node):
                 inverse = module.graph.call_function(torch.ops.aten.reciprocal.default, (c,))
                 product = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, inverse))
@@ -167,7 +189,11 @@ def split_scalars(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModul
     The second takes the tensors and the results of the first.
     """
     nodes = [node for node in module.graph.nodes if node.op != "output"]
-    numeric = {n for n in nodes if "val" in n.meta and n.meta["val"].ndim == 0}
+    numeric: set[fx.Node] = set()
+    for n in nodes:
+        number = _length(n) == 1 and n.meta["val"].ndim == 0
+        if number and numeric.issuperset(n.all_input_nodes):
+            numeric.add(n)
     passed = [n for n in nodes if n in numeric and any(user not in numeric for user in n.users)]
     first, second = fx.Graph(), fx.Graph()
     copies: dict[fx.Graph, dict[fx.Node, fx.Node]] = {first: {}, second: {}}
@@ -190,6 +216,41 @@ def split_scalars(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModul
             copy(second, node)
     second.output(())
     return fx.GraphModule(module, first), fx.GraphModule(module, second)
+
+
+@cache
+def _held() -> Any:
+    """An operator that does nothing and that the compiler may not see through."""
+    from torch._inductor.lowering import register_lowering
+
+    library = torch.library.Library("lossbook", "FRAGMENT")
+    library.define("held(Tensor x) -> Tensor")
+    library.impl("held", torch.clone, "CompositeExplicitAutograd")
+    operator = torch.ops.lossbook.held.default
+
+    def realize(x: Any) -> Any:
+        x.realize()
+        return x
+
+    register_lowering(operator, type_promotion_kind=None)(realize)
+    _held.library = library  # an operator lives as long as its library
+    return operator
+
+
+def hold_small(module: fx.GraphModule) -> None:
+    """Compute statistics of a tensor once, and not again for each number that they apply to.
+
+    Left alone, the compiler puts the arithmetic on row and column sums into the innermost loop.
+    """
+    for node in list(module.graph.nodes):
+        users = [user for user in node.users if _length(user) >= LARGE]
+        if node.op == "call_function" and users and 0 < _length(node) < LARGE:
+            with module.graph.inserting_after(node):
+                held = module.graph.call_function(_held(), (node,))
+            held.meta["val"] = node.meta["val"]
+            for user in users:
+                user.replace_input_with(node, held)
+    module.recompile()
 
 
 def _update_all(
