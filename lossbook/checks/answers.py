@@ -148,7 +148,17 @@ def _mismatch(result: object, expected: object, tolerance: float) -> str | None:
         return f"expected the shape {want.shape}, got {got.shape}"
     if difference(got, want) <= tolerance:
         return None
+    if want.size > 6:
+        return _largest(got, want)
     return f"expected {_show(want)}, got {_show(got)}"
+
+
+def _largest(got: np.ndarray, want: np.ndarray) -> str:
+    """Where two arrays differ most, or where the first NaN stands."""
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.abs(got - want), nan=np.inf)
+    place = tuple(int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
+    return f"expected {want[place]:.4g} at {place}, got {got[place]:.4g}"
 
 
 def _show(values: object) -> str:

@@ -44,6 +44,16 @@ def test_a_wrong_answer_is_told_why(answer, says):
     assert says in str(report)
 
 
+def test_large_arrays_say_where(monkeypatch):
+    case = checks.Case("large", (np.arange(12.0).reshape(3, 4),), np.arange(12.0).reshape(3, 4))
+    monkeypatch.setitem(answers._GRADERS, "large", lambda: [case])
+    wrong = np.arange(12.0).reshape(3, 4)
+    wrong[1, 2] = 7.5
+    assert "expected 6 at (1, 2), got 7.5" in str(checks.check("large", lambda x: wrong))
+    wrong[2, 0] = np.nan
+    assert "expected 8 at (2, 0), got nan" in str(checks.check("large", lambda x: wrong))
+
+
 @pytest.mark.usefixtures("doubling")
 def test_no_answer_yet():
     report = checks.check("doubling", lambda x: ...)
