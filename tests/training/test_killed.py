@@ -82,10 +82,11 @@ def test_killed_while_it_writes(context, undisturbed, tmp_path, place):
 
 
 def test_killed_at_random_times(context, undisturbed, tmp_path):
-    """Up to twelve deaths at unforeseeable moments; most of the time goes into writing."""
+    """Up to twelve deaths at unforeseeable moments, one to three steps behind a checkpoint."""
     clock, deaths = random.Random(0), 0
+    job = {"folder": tmp_path, "options": {"save_every": 4}}
     for _ in range(12):
-        process, before = start(context, folder=tmp_path), len(list(tmp_path.iterdir()))
+        process, before = start(context, **job), len(list(tmp_path.iterdir()))
         limit = time.monotonic() + 30
         while process.is_alive() and len(list(tmp_path.iterdir())) == before == 0:
             assert time.monotonic() < limit
@@ -94,7 +95,7 @@ def test_killed_at_random_times(context, undisturbed, tmp_path):
         process.kill()
         deaths += finish(process) != 0
     assert deaths >= 3, "too few of the processes were killed for this to be a test"
-    assert finish(start(context, folder=tmp_path)) == 0
+    assert finish(start(context, **job)) == 0
     assert_same(latest(tmp_path), undisturbed)
 
 
