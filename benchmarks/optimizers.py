@@ -1,7 +1,12 @@
-"""One step of AdamW on the tensors of a GPT: ours against torch's fused kernel.
+"""One step of an optimizer on the tensors of a GPT: ours against torch's fused kernel.
 
 The fused kernel reads and writes every number once (28 bytes per float32 parameter), which is as
 fast as the memory allows. Every contestant steps its own copy of the same parameters.
+
+Nobody has a fused Adafactor. There ours stands against the faster of torch and transformers. The
+least that it can move is 20 bytes per parameter: the gradient and the parameter once for their
+sums, and once more, with a write, for the step; reading the gradient again for the length of the
+update makes 24, and once more for sums along the other axis makes 28, which is what ours does.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Row, best, race
-from lossbook.optim import AdamW
+from lossbook.optim import Adafactor, AdamW
 
 Shapes = list[tuple[int, ...]]
 
@@ -62,7 +67,35 @@ def rows(size: str, threads: int) -> list[Row]:
     ]
 
 
+def adafactors(shapes: Shapes) -> dict[str, Callable[[], object]]:
+    from transformers.optimization import Adafactor as Transformers
+
+    gradients = [torch.randn(shape) * 1e-3 for shape in shapes]
+    given = {"lr": 1e-3, "relative_step": False}
+    return {
+        "torch": torch.optim.Adafactor(parameters(shapes, gradients), foreach=False).step,
+        "transformers": Transformers(parameters(shapes, gradients), **given).step,
+        "compiled": Adafactor(parameters(shapes, gradients), rate="given", compiled=True).step,
+        "eager": Adafactor(parameters(shapes, gradients), rate="given").step,
+    }
+
+
+def adafactor_rows(size: str, threads: int) -> list[Row]:
+    shapes = SIZES[size]
+    count = sum(math.prod(shape) for shape in shapes) / 1e6
+    seconds = race(adafactors(shapes), rounds=12 if count < 50 else 5)
+    time = {name: best(values) for name, values in seconds.items()}
+    what = f"Adafactor, {count:.1f} M parameters, {threads} threads"
+    theirs = min(time["torch"], time["transformers"])
+    peer = "the faster of torch's and transformers' Adafactor"
+    return [
+        Row(f"compiled {what}", peer, time["compiled"], theirs, target=0.5),
+        Row(f"uncompiled {what}", peer, time["eager"], theirs),
+    ]
+
+
 def run() -> list[Row]:
     threads = torch.get_num_threads()
     found = [row for size in SIZES for row in rows(size, threads)]
+    found += [row for size in SIZES for row in adafactor_rows(size, threads)]
     return sorted(found, key=lambda row: row.peer, reverse=True)
