@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.batching import Row, batches, blocks, glued, is_vector
+from lossbook.optim.batching import Row, batches, blocks, glued, is_open, is_vector
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
 from lossbook.optim.compiled import arithmetic_dtype, kernel_for, update, update_together
 from lossbook.optim.groups import Rule, exclusion_rule
@@ -195,12 +195,20 @@ class Optimizer(torch.optim.Optimizer):
         found = f"an infinity or NaN in {', '.join(bad[:8])}" if bad else "a norm that overflows"
         raise NonFiniteGradientError(f"gradients: expected finite numbers, got {found}")
 
+    def shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """What is remembered of a parameter: names and shapes; here all are shaped like it."""
+        return {name: tuple(p.shape) for name in self.memory}
+
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
         if not state:
             state["step"] = 0
-            for name in self.memory:
-                state[name] = torch.zeros_like(p, dtype=arithmetic_dtype(p.dtype))
+            dtype = arithmetic_dtype(p.dtype)
+            for name, shape in self.shapes(p).items():
+                if shape == tuple(p.shape):  # and laid out like it
+                    state[name] = torch.zeros_like(p, dtype=dtype)
+                else:
+                    state[name] = p.new_zeros(shape, dtype=dtype)
         return state
 
     def _plan(self, index: int, decayed: bool, t: int, scale: float) -> _Plan:
@@ -229,7 +237,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.compiled and rows[0][0].device.type != "cpu":
             update_together(equation, rows, plan.numbers, plan.options)
             return
-        if self.compiled and self.elementwise:
+        if self.compiled:
             rows = self._run_compiled(plan)
 
         def move(row: Row) -> None:
@@ -242,9 +250,9 @@ class Optimizer(torch.optim.Optimizer):
     def _run_compiled(self, plan: _Plan) -> list[Row]:
         """Move the rows for which there is a kernel; the others come back."""
         equation, numbers, options = type(self).equation, plan.numbers, plan.options
-        left, prepared = [], {}
+        left, prepared, fits = [], {}, is_vector if self.elementwise else is_open
         for row in plan.rows:
-            kernel = kernel_for(equation, row, numbers, options) if is_vector(row) else None
+            kernel = kernel_for(equation, row, numbers, options) if fits(row) else None
             if kernel is None:
                 left.append(row)
                 continue
@@ -284,13 +292,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _checked(self, saved: dict[str, Any], key: int, p: Tensor) -> dict[str, Any]:
         label = f"state_dict['state'][{key}]"
-        expected = {"step", *self.memory}
+        shapes = self.shapes(p)
+        expected = {"step", *shapes}
         require(expected <= set(saved), label, sorted(saved), f"the entries {sorted(expected)}")
-        for name in self.memory:
-            shape = tuple(saved[name].shape)
-            require(shape == p.shape, f"{label}['{name}']", shape, f"shape {tuple(p.shape)}")
+        for name, shape in shapes.items():
+            found = tuple(saved[name].shape)
+            require(found == shape, f"{label}['{name}']", found, f"shape {shape}")
         form = {"dtype": arithmetic_dtype(p.dtype), "device": p.device, "copy": True}
-        moments = {name: saved[name].to(**form) for name in self.memory}
+        moments = {name: saved[name].to(**form) for name in shapes}
         return {**saved, "step": int(saved["step"]), **moments}
 
 
