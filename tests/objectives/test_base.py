@@ -5,6 +5,8 @@ Masked LM stands for all of them here.
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -187,13 +189,21 @@ def test_one_name_for_each_row():
 # --- In torch's DataLoader ----------------------------------------------------------------------
 
 
+def clean_start():
+    """Workers from a process without JAX: a fork of this one would copy its threads' locks."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["lossbook.objectives"])
+    return found
+
+
 def passes(objective, workers, epochs):
     """The labels of one pass per entry of ``epochs``; None leaves the epoch alone."""
     rows, found = texts([30] * 24), []
     for epoch in epochs:
         if epoch is not None:
             objective.set_epoch(epoch)
-        loader = DataLoader(rows, batch_size=4, collate_fn=objective, num_workers=workers)
+        how = {"num_workers": workers, "multiprocessing_context": clean_start()} if workers else {}
+        loader = DataLoader(rows, batch_size=4, collate_fn=objective, **how)
         found.append(torch.cat([batch["labels"] for batch in loader]))
     return found
 
