@@ -191,7 +191,7 @@ class Adafactor(Optimizer):
         params: Iterable[Any],
         lr: float | Tensor = 1e-2,
         beta2_decay: float = -0.8,
-        eps: tuple[float, float] | list[float] = (1e-30, 1e-3),
+        eps: tuple[Any, ...] | list[Any] = (1e-30, 1e-3),
         clip_threshold: float | None = 1.0,
         weight_decay: float = 0.0,
         *,
