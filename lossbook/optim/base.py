@@ -20,7 +20,13 @@ from torch import Tensor
 from lossbook._require import require
 from lossbook.optim.batching import Row, batches, blocks, glued, is_open, is_vector
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
-from lossbook.optim.compiled import arithmetic_dtype, kernel_for, update, update_together
+from lossbook.optim.compiled import (
+    arithmetic_dtype,
+    form_of,
+    kernel_for,
+    update,
+    update_together,
+)
 from lossbook.optim.groups import Rule, exclusion_rule
 
 Number = int | float | Float[Tensor, ""]
@@ -250,16 +256,20 @@ class Optimizer(torch.optim.Optimizer):
     def _run_compiled(self, plan: _Plan) -> list[Row]:
         """Move the rows for which there is a kernel; the others come back."""
         equation, numbers, options = type(self).equation, plan.numbers, plan.options
-        left, prepared, fits = [], {}, is_vector if self.elementwise else is_open
+        fits = is_vector if self.elementwise else is_open
+        left, moved, calls = [], [], {}
         for row in plan.rows:
-            kernel = kernel_for(equation, row, numbers, options) if fits(row) else None
-            if kernel is None:
+            form = row[0].dtype, row[1].dtype, *(() if self.elementwise else map(form_of, row))
+            if form not in calls and fits(row):
+                kernel = kernel_for(equation, row, numbers, options)
+                calls[form] = kernel and (kernel.run, kernel.scalars(numbers))
+            if not fits(row) or calls[form] is None:
                 left.append(row)
                 continue
-            if kernel not in prepared:
-                prepared[kernel] = kernel.scalars(numbers)
-            kernel.run([*row, *prepared[kernel]])
-            torch.autograd.graph.increment_version(row[0])
+            run, scalars = calls[form]
+            run([*row, *scalars])
+            moved.append(row[0])
+        torch.autograd.graph.increment_version(moved)
         return left
 
     # What is saved

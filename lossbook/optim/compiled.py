@@ -78,7 +78,7 @@ def kernel_for(
 ) -> Kernel | None:
     """The kernel for tensors of these precisions, built at its first use; None if that fails."""
     theta, g = tensors[:2]  # the memory's precision follows from theta's
-    key = (equation, theta.dtype, g.dtype, *map(_form, tensors), *options.items())
+    key = (equation, theta.dtype, g.dtype, *map(form_of, tensors), *options.items())
     if key not in _kernels:
         try:
             _kernels[key] = _build(equation, tensors, numbers, options)
@@ -131,7 +131,7 @@ def _build(
         return Kernel(prepare, getattr(compiled, "current_callable", None) or compiled, dtype)
 
 
-def _form(x: Tensor) -> tuple[bool, ...]:
+def form_of(x: Tensor) -> tuple[bool, ...]:
     """Which axes a kernel leaves open: all but those of length 1."""
     return tuple(n > 1 for n in x.shape) if x.ndim > 1 else (True,) * x.ndim
 
@@ -152,7 +152,7 @@ def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any
     arguments = []
     for x in tensors:
         lengths = EXAMPLE_SHAPE if x.ndim > 1 else (EXAMPLE_LENGTH,)
-        shape = [n if is_open else 1 for n, is_open in zip(lengths, _form(x), strict=False)]
+        shape = [n if is_open else 1 for n, is_open in zip(lengths, form_of(x), strict=False)]
         sizes = [DimDynamic.DUCK if n > 1 else DimDynamic.STATIC for n in shape]
         lengths = StatelessSymbolicContext(dynamic_sizes=sizes)
         example = torch.empty(shape, dtype=x.dtype, device=x.device)
