@@ -57,7 +57,7 @@ def contestants(shapes: Shapes) -> dict[str, Callable[[], object]]:
 def rows(size: str, threads: int) -> list[Row]:
     shapes = SIZES[size]
     count = sum(math.prod(shape) for shape in shapes) / 1e6
-    seconds = race(contestants(shapes), rounds=30 if count < 50 else 9)
+    seconds = race(contestants(shapes), rounds=80 if count < 50 else 9)
     time = {name: best(values) for name, values in seconds.items()}
     what = f"{count:.1f} M parameters, {len(shapes)} tensors, {threads} threads"
     fused, loop = "torch.optim.AdamW(fused=True)", "torch.optim.AdamW(foreach=False)"
