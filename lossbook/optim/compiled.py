@@ -118,6 +118,8 @@ def _build(
 
     # dynamic_threads: follow torch.set_num_threads() instead of today's number of threads.
     settings = {"cpp.dynamic_threads": True, "size_asserts": False}
+    if hasattr(config.cpp, "enable_floating_point_contract_flag"):
+        settings["cpp.enable_floating_point_contract_flag"] = "fast"  # a x + b is rounded once
     mode, arguments = _examples(tensors, numbers)
     with torch.no_grad(), tracing(TracingContext(mode)), config.patch(settings):
         graph = make_fx(body, decomposition_table=select_decomp_table())(*arguments)
