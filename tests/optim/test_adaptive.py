@@ -210,7 +210,7 @@ KERAS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "lines", "options"), KERAS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("kind", "lines", "options"), KERAS, ids=["adagrad", "rmsprop", "adadelta"])
 def test_keras_lines(hostile, tools, kind, lines, options):
     ours = tools.walk(lambda p: kind.like("keras", p, **DECAYED, **options), hostile)
     assert tools.distance(ours, loop(hostile, lines)) <= bound(options)
@@ -354,7 +354,7 @@ def steps_of(make, gradients):
 
 def test_the_lengths_of_steps_under_a_steady_gradient():
     """1/sqrt(t); 1/sqrt(1 - alpha^t), 10 at first; and a growth like the root of t."""
-    t, steady = np.arange(1, 3001), [0.3] * 3000
+    t, steady = np.arange(1, 301), [0.3] * 300
     adagrad = steps_of(lambda p: Adagrad(p, lr=1.0, eps=0.0), steady)
     assert np.allclose(adagrad, 1 / np.sqrt(t), rtol=1e-10)
     rmsprop = steps_of(lambda p: RMSprop(p, lr=1.0, eps=0.0), steady)
@@ -363,7 +363,7 @@ def test_the_lengths_of_steps_under_a_steady_gradient():
     adadelta = steps_of(lambda p: Adadelta(p), steady)
     first = 0.3 * math.sqrt(1e-6 / (0.1 * 0.09 + 1e-6))
     assert math.isclose(adadelta[0], first, rel_tol=1e-12)
-    growth = (adadelta[-1] ** 2 - adadelta[-1001] ** 2) / 1000
+    growth = (adadelta[-1] ** 2 - adadelta[-101] ** 2) / 100
     assert math.isclose(growth, 0.1 * 1e-6, rel_tol=1e-2)
 
 
@@ -497,7 +497,7 @@ def test_a_variance_that_rounds_below_zero_is_zero(dtype):
     for kind in (RMSprop, torch.optim.RMSprop):
         p = torch.zeros(64, dtype=dtype, requires_grad=True)
         optimizer = kind([p], lr=1e-3, alpha=0.9, eps=1e-3, centered=True)
-        for _ in range(400):
+        for _ in range(200):
             p.grad = torch.linspace(0.1, 1.0, 64).to(dtype)
             optimizer.step()
         ends[kind] = p.detach()
