@@ -210,7 +210,9 @@ KERAS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "lines", "options"), KERAS, ids=["adagrad", "rmsprop", "adadelta"])
+@pytest.mark.parametrize(
+    ("kind", "lines", "options"), KERAS, ids=["adagrad", "rmsprop", "adadelta"]
+)
 def test_keras_lines(hostile, tools, kind, lines, options):
     ours = tools.walk(lambda p: kind.like("keras", p, **DECAYED, **options), hostile)
     assert tools.distance(ours, loop(hostile, lines)) <= bound(options)
