@@ -259,7 +259,9 @@ class Optimizer(torch.optim.Optimizer):
         fits = is_vector if self.elementwise else is_open
         left, moved, calls = [], [], {}
         for row in plan.rows:
-            form = row[0].dtype, row[1].dtype, *(() if self.elementwise else map(form_of, row))
+            form = row[0].dtype, row[1].dtype
+            if not self.elementwise:
+                form += tuple(map(form_of, row))
             if form not in calls and fits(row):
                 kernel = kernel_for(equation, row, numbers, options)
                 calls[form] = kernel and (kernel.run, kernel.scalars(numbers))

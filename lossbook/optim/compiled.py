@@ -58,9 +58,11 @@ class Kernel:
     run: Callable[[list[Tensor]], Any]
     dtype: torch.dtype
 
-    def scalars(self, numbers: dict[str, float]) -> list[Tensor]:
+    def scalars(self, numbers: dict[str, float]) -> Sequence[Tensor]:
         """The kernel's arguments beside the tensors, computed in float64."""
-        return [x.to(self.dtype) for x in self.prepare(*as_tensors(numbers).values())]
+        values = torch.tensor([*numbers.values()], dtype=torch.float64, device="cpu")
+        found = self.prepare(*values.unbind())
+        return torch.stack(found).to(self.dtype).unbind() if found else ()
 
 
 def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
