@@ -34,8 +34,9 @@ pdf: $(STAMP) ## print the whole book into one PDF
 clean: ## remove what was built (the environment stays; remove .venv by hand)
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt tests/requirements-no-deps.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit("lossbook needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d. Name another: make book PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-no-deps.txt
 	@touch $@

@@ -11,10 +11,10 @@ from lossbook.corpora import (
     HiddenMarkovLanguage,
     Vocabulary,
     causal_floor,
-    floors,
     masked_floor,
     selection_pmf,
 )
+from lossbook.corpora.floors import DIRECTIONS, masked
 
 REPLACEMENT = (0.8, 0.1, 0.1)
 LAWS = ("bernoulli", "count", "rounding")
@@ -173,7 +173,7 @@ def test_both_directions_give_every_text_the_same_probability():
     """The book's language: the chain rule holds in either order, text by text."""
     language = HiddenMarkovLanguage.default()
     ids = language.batch(16, 64)
-    one, two = (causal_floor(language, ids, d) for d in floors.DIRECTIONS)
+    one, two = (causal_floor(language, ids, d) for d in DIRECTIONS)
     total = [np.nansum(f.grid(f.loss), axis=1) for f in (one, two)]
     assert np.abs(total[0] - total[1]).max() < 1e-9  # sums of 62 terms, each of about 2 nats
 
@@ -344,7 +344,7 @@ def test_rows_do_not_influence_each_other(law):
 def test_passes_of_little_memory_give_the_same(monkeypatch):
     language, *arrays = book_batch("count", rows=6)
     whole = masked_floor(language, *arrays, selection="count")
-    monkeypatch.setattr(floors, "_CELLS", 1)
+    monkeypatch.setattr(masked, "_CELLS", 1)
     pieces = masked_floor(language, *arrays, selection="count")
     assert np.abs(whole.loss - pieces.loss).max() < 1e-12
 
@@ -381,7 +381,7 @@ def test_a_wrong_idea_of_the_corruption_costs_measurably(monkeypatch):
     assert abs(other.mean_loss - right.mean_loss) > 1e-6
     # Who does not look at the target itself cannot know that it was kept.
     blind = lambda tokens, seen, channel: tokens / tokens.sum(1, keepdims=True)  # noqa: E731
-    monkeypatch.setattr(floors, "_reweighted", blind)
+    monkeypatch.setattr(masked, "_reweighted", blind)
     other = masked_floor(language, *arrays, selection="count")
     assert other.mean_loss > right.mean_loss + 0.1
 

@@ -1,117 +1,29 @@
-r"""Exact floors: the lowest loss that any model can reach on the hidden Markov language.
-
-The ideal predictor of a token knows the true distribution of the texts and everything the model
-sees. Its expected loss is the conditional entropy of the token, and every other predictor ``p``
-scores worse by :math:`\mathrm{KL}(q \| p)`. All quantities follow from the forward and backward
-recursions (Rabiner 1989, section III.A, equations 19-20 and 24-25)
-
-.. math:: \alpha_{t+1}(j) = \sum_i \alpha_t(i)\, A_{ij}\, e_{t+1}(j), \qquad
-          \beta_t(i) = \sum_j A_{ij}\, e_{t+1}(j)\, \beta_{t+1}(j),
-
-scaled at every step so that nothing underflows (his section V.A). For the causal floor
-:math:`e_t(j) = E(j, x_t)`. For the masked floor the visible token is the output of a noisy
-channel, and :math:`e_t` becomes a polynomial in the number of selected positions.
-"""
+"""The floor of masked language modelling, under every law of selection."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import lgamma
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lossbook._require import require
+from lossbook.corpora.floors.base import (
+    Floor,
+    Texts,
+    entropy_of,
+    evidence,
+    log_choose,
+    log_or_minus_infinity,
+    token_probabilities,
+)
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 
 SELECTIONS = ("bernoulli", "count", "rounding")
-DIRECTIONS = ("forward", "backward")
 IGNORED = -100
 
 _CELLS = 2**22  # numbers that one pass may keep
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What the ideal predictor knows and scores, per target in row-major order.
-
-    Attributes:
-        entropy: entropy of the ideal predictor's distribution, nats.
-        loss: minus its log-probability of the true token, nats.
-        targets: where the targets stand in the batch.
-        log_probs: the distribution itself, when asked for (``-inf`` for impossible tokens).
-    """
-
-    entropy: Float[np.ndarray, " targets"]
-    loss: Float[np.ndarray, " targets"]
-    targets: Bool[np.ndarray, "batch time"]
-    log_probs: Float[np.ndarray, "targets vocab"] | None = None
-
-    @property
-    def mean_entropy(self) -> float:
-        """Mean over the targets; 0 when there is none."""
-        return float(self.entropy.mean()) if self.entropy.size else 0.0
-
-    @property
-    def mean_loss(self) -> float:
-        """What a perfect model scores on this batch; 0 when there is no target."""
-        return float(self.loss.mean()) if self.loss.size else 0.0
-
-    def grid(self, values: Float[np.ndarray, " targets"]) -> Float[np.ndarray, "batch time"]:
-        """Values of the targets at their places in the batch, NaN elsewhere."""
-        grid = np.full(self.targets.shape, np.nan)
-        grid[self.targets] = values
-        return grid
-
-
-def causal_floor(
-    language: HiddenMarkovLanguage,
-    ids: Int[np.ndarray, "batch time"],
-    direction: str = "forward",
-    *,
-    log_probs: bool = False,
-) -> Floor:
-    r"""The ideal predictor of every token from those before it (or behind it).
-
-    Forward, :math:`q_t(v) = P(x_t = v \mid x_{<t}) = \sum_j \hat\alpha_t(j) E(j, v)` with the
-    predicted state distribution :math:`\hat\alpha_t = \alpha_{t-1} A / \|\alpha_{t-1}\|`;
-    backward, :math:`q_t(v) \propto \sum_j (\pi A^{t-1})_j\, \beta_t(j)\, E(j, v)`.
-    Special tokens around the text are a frame that carries no information: they are no targets,
-    and the first (last) token is predicted from the start of a document (nothing).
-
-    Args:
-        language: the language of the texts.
-        ids: rows of one text each, with or without special tokens before and behind.
-        direction: ``"forward"`` or ``"backward"``.
-        log_probs: also return the distributions.
-
-    Returns:
-        One target for each token of the texts.
-
-    Raises:
-        ValueError: special tokens inside a text, or a text that the language cannot produce.
-    """
-    require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")
-    texts = _Texts(language, ids)
-    step = _forward if direction == "forward" else _backward
-    shape = texts.ids.shape
-    entropy, loss = np.zeros(shape), np.zeros(shape)
-    kept = np.zeros((*shape, language.vocabulary.size)) if log_probs else None
-    for t, weights, probability in step(language, texts):
-        require(
-            (probability > 0)[texts.valid[:, t]].all(),
-            "ids",
-            f"row {np.argmin((probability > 0) | ~texts.valid[:, t])}, token {t} of the text",
-            "texts that the language can produce",
-        )
-        q = _tokens(language, weights)
-        entropy[:, t] = _entropy(q)
-        loss[:, t] = -np.log(np.where(texts.valid[:, t], probability, 1.0))
-        if kept is not None:
-            kept[:, t] = _log(q)
-    valid = texts.valid
-    return Floor(entropy[valid], loss[valid], texts.inside, None if kept is None else kept[valid])
 
 
 def selection_pmf(
@@ -158,7 +70,7 @@ def _counts(selection, rate: float | int, length: int, candidates: int) -> np.nd
             return np.eye(candidates + 1)[-1]
         n = np.arange(candidates + 1)
         logs = n * np.log(rate) + (candidates - n) * np.log1p(-rate)
-        return np.exp(_log_choose(candidates) + logs)
+        return np.exp(log_choose(candidates) + logs)
     if selection == "count":
         return np.eye(length + 1)[min(length, max(1, round(rate * length)))]
     low = int(rate * length)
@@ -216,7 +128,7 @@ def masked_floor(
             batch that this corruption of this language cannot produce.
     """
     require(0 < rate <= 1, "rate", rate, "a number above 0 and up to 1")
-    texts = _Texts(language, ids)
+    texts = Texts(language, ids)
     channel = _Channel(language, replacement, random_ids)
     _check_corruption(ids, input_ids, labels, texts, channel)
     pmf = [
@@ -231,94 +143,8 @@ def masked_floor(
     true = labels[labels != IGNORED]
     reached = q[np.arange(len(true)), true]
     require((reached > 0).all(), "ids", "an impossible text", "texts of the language")
-    kept = _log(q) if log_probs else None
-    return Floor(_entropy(q), -np.log(reached), labels != IGNORED, kept)
-
-
-class _Texts:
-    """The texts of a batch without their frame, moved to the left edge."""
-
-    def __init__(self, language: HiddenMarkovLanguage, ids: np.ndarray) -> None:
-        language.vocabulary.require_ids(ids, "ids")
-        self.inside = ~language.vocabulary.is_special(ids)
-        self.length = self.inside.sum(1)
-        self.framed = (ids != language.vocabulary.pad_id).sum(1)
-        width = int(self.length.max(initial=0))
-        require(width, "ids", ids.shape, "at least one token that is not special")
-        self._columns = self.inside.argmax(1)[:, None] + np.arange(width)
-        self.valid = np.arange(width) < self.length[:, None]
-        whole = (np.diff(self.inside.astype(np.int8), axis=1) == 1).sum(1) + self.inside[:, 0] <= 1
-        require(
-            whole.all(), "ids", f"row {whole.argmin()}", "one text per row, no special token inside"
-        )
-        self.ids = np.where(self.valid, self.align(ids), language.vocabulary.pad_id)
-
-    def align(self, grid: np.ndarray) -> np.ndarray:
-        """The columns of the texts, moved to the left edge."""
-        columns = np.minimum(self._columns, grid.shape[1] - 1)
-        return np.take_along_axis(grid, columns, axis=1)
-
-
-def _evidence(language: HiddenMarkovLanguage) -> np.ndarray:
-    """``E`` as [blocks, vocab, states]; special tokens (the frame) say nothing: ones."""
-    table = language._emission.copy()
-    table[:, language.vocabulary.special_ids] = 1.0
-    return table
-
-
-def _forward(
-    language: HiddenMarkovLanguage, texts: _Texts
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Per token: its place, the predicted states [blocks, batch, states], P(token | past)."""
-    table = _evidence(language)
-    predicted = np.repeat(language._initial[:, None], len(texts.ids), axis=1)
-    for t in range(texts.ids.shape[1]):
-        alpha = predicted * table[:, texts.ids[:, t]]
-        scale = alpha.sum((0, 2))
-        yield t, predicted, scale
-        predicted = (alpha / scale[:, None]) @ language._transition
-
-
-def _backward(
-    language: HiddenMarkovLanguage, texts: _Texts
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The same from behind: P(state | future), P(token | future)."""
-    table = _evidence(language)
-    beta = np.ones((len(language.blocks), len(texts.ids), language._initial.shape[1]))
-    marginals = [language._initial[:, None]]
-    for _ in range(texts.ids.shape[1] - 1):
-        marginals.append(marginals[-1] @ language._transition)
-    for t in reversed(range(texts.ids.shape[1])):
-        weights = marginals[t] * beta
-        weights /= weights.sum((0, 2))[:, None]
-        seen = table[:, texts.ids[:, t]]
-        yield t, weights, (weights * seen).sum((0, 2))
-        beta = (beta * seen) @ language._transition.transpose(0, 2, 1)
-        beta /= beta.max((0, 2))[:, None]
-
-
-def _tokens(language: HiddenMarkovLanguage, weights: np.ndarray) -> np.ndarray:
-    """From states [blocks, rows, states] to tokens [rows, vocab]."""
-    q = np.zeros((weights.shape[1], language.vocabulary.size))
-    for states, (used, emission) in zip(weights, language._spoken, strict=True):
-        q[:, used] += states @ emission
-    return q
-
-
-def _log(q: np.ndarray) -> np.ndarray:
-    """Logarithm with ``log 0 = -inf`` and no warning."""
-    return np.log(q, out=np.full_like(q, -np.inf), where=q > 0)
-
-
-def _entropy(q: np.ndarray) -> np.ndarray:
-    """Entropy of the last axis in nats, with ``0 log 0 = 0``."""
-    return -(q * np.log(np.where(q > 0, q, 1.0))).sum(-1)
-
-
-def _log_choose(n: int) -> np.ndarray:
-    """Logarithms of the binomial coefficients ``n`` over ``0 .. n``."""
-    log_factorial = np.array([lgamma(k + 1) for k in range(n + 1)])
-    return log_factorial[-1] - log_factorial - log_factorial[::-1]
+    kept = log_or_minus_infinity(q) if log_probs else None
+    return Floor(entropy_of(q), -np.log(reached), labels != IGNORED, kept)
 
 
 class _Channel:
@@ -344,7 +170,7 @@ class _Channel:
 
 
 def _check_corruption(
-    ids: np.ndarray, input_ids: np.ndarray, labels: np.ndarray, texts: _Texts, channel: _Channel
+    ids: np.ndarray, input_ids: np.ndarray, labels: np.ndarray, texts: Texts, channel: _Channel
 ) -> None:
     """The three arrays must describe one corruption."""
     chosen = labels != IGNORED
@@ -372,7 +198,7 @@ class _Seen:
 
     ids: np.ndarray
     labels: np.ndarray
-    texts: _Texts
+    texts: Texts
     pmf: list[np.ndarray]
     rate: float
     independent: bool
@@ -388,7 +214,7 @@ class _Seen:
         """``w`` by the number of selected positions among the open ones, scaled to maximum 1."""
         if self.independent:
             return np.ones(1)
-        log_weight = _log(self.pmf[row]) - _log_choose(len(self.pmf[row]) - 1)
+        log_weight = log_or_minus_infinity(self.pmf[row]) - log_choose(len(self.pmf[row]) - 1)
         log_weight = log_weight[self.sure[row].sum() :]
         log_weight = log_weight[: np.flatnonzero(np.isfinite(log_weight))[-1] + 1]
         return np.exp(log_weight - log_weight.max())
@@ -447,7 +273,7 @@ class _Part:
 
 def _masked(language: HiddenMarkovLanguage, channel: _Channel, part: _Part) -> np.ndarray:
     """Distributions of the targets of some rows, row-major: [targets, vocab]."""
-    table = _evidence(language)
+    table = evidence(language)
     width = part.ids.shape[1]
     entries = [np.flatnonzero(part.target[part.row, t]) for t in range(width)]
     a = np.zeros((len(language.blocks), len(part.row), table.shape[2]))
@@ -466,7 +292,9 @@ def _masked(language: HiddenMarkovLanguage, channel: _Channel, part: _Part) -> n
             stay_open = part.independent | part.sure[part.row, t][:, None]
             behind = np.where(stay_open, b, part.down(b))[:, entries[t]]
             states = part.over_levels(before[t] * behind, rows)
-            q[rows, t] = _reweighted(_tokens(language, states), part.ids[rows, t], channel)
+            q[rows, t] = _reweighted(
+                token_probabilities(language, states), part.ids[rows, t], channel
+            )
         stay, move = _observed(t, table, channel, part)
         now = b * stay if move is None else b * stay + part.down(b) * move
         b = part.scaled(now @ language._transition.transpose(0, 2, 1))
