@@ -25,7 +25,10 @@ class Kind(NamedTuple):
 
 
 #: The objectives that the commands know by name. A new one adds its line here.
-OBJECTIVES = {"masked-lm": Kind("lossbook.objectives:MaskedLM", "lossbook.models:Encoder")}
+OBJECTIVES = {
+    "masked-lm": Kind("lossbook.objectives:MaskedLM", "lossbook.models:Encoder"),
+    "causal-lm": Kind("lossbook.objectives:CausalLM", "lossbook.models:Decoder"),
+}
 
 app = typer.Typer(
     help="Losses and optimizers of language models: train against exact floors, look at "
