@@ -158,11 +158,19 @@ class Transformer(nn.Module):
         input_ids: Int[Tensor, "batch time"],
         attention_mask: Shaped[Tensor, "*shape"] | None = None,
         positions: Int[Tensor, " targets"] | None = None,
+        *,
+        visible: Bool[Tensor, "batch 1 time time"] | None = None,
+        places: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "rows columns width"]:
-        """The last hidden vectors: [B, T, C], or [1, N, C] at N flat positions b·T + t."""
+        """The last hidden vectors: [B, T, C], or [1, N, C] at N flat positions b·T + t.
+
+        ``visible`` says which key each query sees, instead of the mask; ``places`` are the rows
+        of the position table, 0, 1, 2, ... by default.
+        """
         _refuse(self.config, input_ids, attention_mask)
-        visible = visibility(attention_mask, self.causal)
-        x = self.embedding(input_ids) + self.position.weight[: input_ids.shape[1]]
+        visible = visibility(attention_mask, self.causal) if visible is None else visible
+        where = self.position.weight[: input_ids.shape[1]]
+        x = self.embedding(input_ids) + (where if places is None else self.position(places))
         x = self.drop(x if self.config.norm == "pre" else self.norm(x))
         for block in self.blocks[:-1]:
             x = block(x, visible)
