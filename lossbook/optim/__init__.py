@@ -2,6 +2,16 @@
 
 from lossbook.optim.adafactor import Adafactor, adafactor_step
 from lossbook.optim.adam import Adam, adam_step
+from lossbook.optim.adam_family import (
+    AdaMax,
+    AMSGrad,
+    NAdam,
+    RAdam,
+    adamax_step,
+    amsgrad_step,
+    nadam_step,
+    radam_step,
+)
 from lossbook.optim.adamw import AdamW, adamw_step
 from lossbook.optim.adaptive import (
     Adadelta,
@@ -22,6 +32,8 @@ __all__ = [
     "EMA",
     "SCHEDULES",
     "SGD",
+    "AMSGrad",
+    "AdaMax",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -29,15 +41,19 @@ __all__ = [
     "AdamW",
     "Course",
     "LayerGroups",
+    "NAdam",
     "NonFiniteGradientError",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "Schedule",
     "adadelta_step",
     "adafactor_step",
     "adagrad_step",
     "adam_step",
+    "adamax_step",
     "adamw_step",
+    "amsgrad_step",
     "clip_factor",
     "course",
     "depth_by_name",
@@ -45,7 +61,9 @@ __all__ = [
     "exclusion_rule",
     "global_norm",
     "layerwise",
+    "nadam_step",
     "plain_step",
+    "radam_step",
     "rmsprop_step",
     "sgd_step",
 ]
