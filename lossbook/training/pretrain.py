@@ -157,11 +157,13 @@ def default_optimizer(model: nn.Module, lr: float, steps: int) -> Optimizer:
     """AdamW, which decays the matrices and leaves biases and norms alone.
 
     A long run compiles it: the compiler takes some two seconds, which so many steps win back.
+    It does not look for gradients that are not finite, since the run refuses the losses and
+    weights that they come from and lead to.
     """
     from lossbook.optim import AdamW
 
     options = {"weight_decay": 0.01, "exclude": "rank", "compiled": steps >= LONG}
-    return AdamW(model.named_parameters(), lr=lr, **options)
+    return AdamW(model.named_parameters(), lr=lr, check_finite=False, **options)
 
 
 class Run:

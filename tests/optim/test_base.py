@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from lossbook.optim import (
+    SGD,
     Adam,
     AdamW,
     NonFiniteGradientError,
@@ -352,7 +353,18 @@ def test_complex_parameters_are_refused():
         Adam([("w", p)])
 
 
-@pytest.mark.parametrize("options", [{"clip": 1.0}, {"check_finite": True}])
+def test_a_complex_gradient_is_refused_before_anything_moves():
+    p = with_gradient(3)
+    p.grad = None
+    p.grad_dtype = None  # torch's way to let a gradient have another type
+    p.grad = torch.ones(3, dtype=torch.complex128)
+    optimizer = AdamW([("w", p)])
+    with pytest.raises(ValueError, match=r"w: expected a real gradient, got torch.complex128"):
+        optimizer.step()
+    assert not p.any() and not optimizer.state
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 1.0}, {"check_finite": True}])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(options, bad):
     p, q = with_gradient(3), with_gradient(3, value=bad)
@@ -366,6 +378,30 @@ def test_finite_gradients_with_an_infinite_norm_are_told_apart():
     p = with_gradient(3, value=1e200)
     with pytest.raises(NonFiniteGradientError, match="a norm that overflows"):
         AdamW([p], clip=1.0).step()
+    SGD([p], lr=1e-200).step()  # without clipping nobody needs the norm
+    assert torch.equal(p, -torch.ones_like(p))
+
+
+def test_finite_gradients_with_an_infinite_sum_pass():
+    p = with_gradient(3, value=6e4, dtype=torch.float16)
+    assert p.grad.sum().isinf()
+    SGD([p], lr=2.0**-14).step()
+    assert p.isfinite().all() and p.all()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_who_does_not_want_to_look_gets_what_is_there(clip):
+    p = with_gradient(3, value=np.nan)
+    AdamW([p], check_finite=False, clip=clip).step()
+    assert p.isnan().all()
+
+
+def test_by_default_an_accelerator_is_not_waited_for():
+    """The rule itself, since tensors on ``meta`` have no numbers that one could look at."""
+    near, far = torch.zeros(3), torch.zeros(3, device="meta")
+    for option, expected in ((None, (True, False)), (True, (True, True)), (False, (False, False))):
+        optimizer = SGD([near, far], check_finite=option)
+        assert (optimizer._looks_at(near), optimizer._looks_at(far)) == expected
 
 
 def test_no_parameters():
