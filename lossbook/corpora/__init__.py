@@ -1,7 +1,7 @@
 """Corpora: a language with known floors, real text, tokenizers."""
 
 from lossbook.corpora.base import SPLITS, Corpus
-from lossbook.corpora.floors import Floor, causal_floor, masked_floor, selection_pmf
+from lossbook.corpora.floors import Floor, causal_floor, masked_floor, run_together, selection_pmf
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 from lossbook.corpora.text import TextCorpus
 from lossbook.corpora.tokenizers import SubwordVocabulary, train_tokenizer
@@ -18,6 +18,7 @@ __all__ = [
     "Vocabulary",
     "causal_floor",
     "masked_floor",
+    "run_together",
     "selection_pmf",
     "train_tokenizer",
 ]

@@ -177,7 +177,7 @@ def sampling_law(
     require(temperature >= 0, "temperature", temperature, "a number from 0 up")
     require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
     require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or a number in (0, 1]")
-    z, order = logits.double().sort(-1, descending=True, stable=True)
+    z, order = logits.double().sort(dim=-1, descending=True, stable=True)
     if temperature == 0:
         temperature, top_k = 1.0, 1
     q = ((z - z[..., :1]) / temperature).softmax(-1)

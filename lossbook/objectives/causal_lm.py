@@ -14,7 +14,7 @@ shift between a prediction and its target happens in :func:`shifted_cross_entrop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,16 @@ class CausalLM(Objective):
       (Peters et al. 2018, section 3.1).
 
     Args:
-        vocabulary: Where the ids come from; must know ``sep_id`` for ``ends``.
+        vocabulary: Where the ids come from; for anything but the plain forward objective it must
+            also know ``cls_id`` and ``sep_id``.
         direction: ``"forward"``, ``"backward"`` or ``"both"``.
         ends: Whether the token that ends a text is a target too: ``[SEP]`` forward, ``[CLS]``
             backward. For rows that end where a document ends; a window that was cut out of one
             would teach a wrong end.
-        duplicates: As in :class:`~lossbook.objectives.base.Objective`; only ``"both"`` draws
-            anything.
-        seed: Where the random streams start.
+        isolate: Whether rows may hold several documents, each closed by ``[SEP]`` (see
+            :func:`pack`), that must not see one another: the batch then has ``documents``, which
+            :class:`~lossbook.models.decoder.Decoder` understands. Forward only.
+        seed: Where the random stream of ``"both"`` starts.
 
     Raises:
         ValueError: An unknown direction.
@@ -68,19 +70,19 @@ class CausalLM(Objective):
         *,
         direction: str = "forward",
         ends: bool = False,
-        duplicates: int | None = None,
+        isolate: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(vocabulary, duplicates=duplicates, seed=seed)
+        super().__init__(vocabulary, seed=seed)
         require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")
-        self.direction = direction
-        self.ends = ends
-        everything = np.arange(vocabulary.size)
-        self._silent = np.isin(everything, [*vocabulary.special_ids, vocabulary.pad_id])
-        self._last = np.zeros_like(self._silent)
+        require(not isolate or direction == "forward", "isolate", direction,
+                "the direction forward")  # fmt: skip
+        self.direction, self.ends, self.isolate = direction, ends, isolate
+        silent = {*vocabulary.special_ids.tolist(), vocabulary.pad_id}
         if ends:
             known: Any = vocabulary
-            self._last[[known.sep_id, known.cls_id]] = True
+            silent -= {known.sep_id, known.cls_id}
+        self._silent = np.isin(np.arange(vocabulary.size), list(silent))
 
     def corrupt(
         self, ids: Int[np.ndarray, "batch time"], rng: np.random.Generator
@@ -88,8 +90,9 @@ class CausalLM(Objective):
         """The rows in reading order, and at each token itself as its label.
 
         Returns:
-            ``input_ids``, ``labels`` (unshifted, -100 at special tokens and padding) and
-            ``attention_mask``, each ``[B, T]`` of int64.
+            ``input_ids``, ``labels`` (unshifted, -100 at special tokens and padding),
+            ``attention_mask`` and, where they are isolated, ``documents``; each ``[B, T]`` of
+            int64.
 
         Raises:
             ValueError: The ids are not integers ``[B, T]`` of the vocabulary.
@@ -97,11 +100,13 @@ class CausalLM(Objective):
         ids = self._checked(ids)
         input_ids, labels, attention_mask = np.empty((3, *ids.shape), np.int64)
         input_ids[:] = mirrored(ids, self._lengths(ids), self._turned(len(ids), rng))
-        silent = self._silent[input_ids] & ~self._last[input_ids]
-        labels[:] = np.where(silent, IGNORE_INDEX, input_ids)
-        labels[:, :1] = np.where(self._silent[input_ids[:, :1]], IGNORE_INDEX, labels[:, :1])
+        labels[:] = np.where(self._silent[input_ids], IGNORE_INDEX, input_ids)
         attention_mask[:] = input_ids != self.vocabulary.pad_id
-        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+        batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+        if self.isolate:
+            known: Any = self.vocabulary
+            batch["documents"] = document_numbers(input_ids, known.sep_id)
+        return batch
 
     def _turned(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         """Which rows are read from behind."""
@@ -161,6 +166,7 @@ class CausalLM(Objective):
                 entropy[rows], loss[rows] = found.grid(found.entropy), found.grid(found.loss)
         entropy, loss = (mirrored(grid, lengths, turned) for grid in (entropy, loss))
         targets = ~np.isnan(loss)
+        targets[:, :1] = False  # no prediction stands before it
         return Floor(entropy[targets], loss[targets], targets)
 
     def _is_turned(self, seen: np.ndarray) -> np.ndarray:
@@ -225,3 +231,41 @@ def mirrored(
     back = lengths[:, None] - 1 - place
     order = np.where(turned[:, None] & (back >= 0), back, place)
     return np.take_along_axis(grid, order, axis=1)
+
+
+def pack(
+    documents: Sequence[Int[np.ndarray, "_"]],
+    length: int,
+    separator_id: int,
+    pad_id: int = 0,
+) -> Int[np.ndarray, "windows time"]:
+    """Documents one after the other, each closed by a separator, cut into windows.
+
+    No token is lost or doubled, and only the last window has padding (Radford et al. 2019 and
+    Brown et al. 2020, appendix B, train on such windows).
+
+    Args:
+        documents: 1-D arrays of ids without the separator and without padding.
+        length: ``T``, tokens per window.
+        separator_id: closes each document, the last one too.
+        pad_id: fills up the last window.
+
+    Raises:
+        ValueError: A document contains the separator or padding, so that it could not be told
+            from the frame.
+    """
+    require(length >= 1, "length", length, "at least 1")
+    for i, ids in enumerate(documents):
+        clean = not np.isin(ids, [separator_id, pad_id]).any()
+        require(clean, "documents", f"number {i}", "no separator and no padding inside")
+    closed = [np.append(ids, separator_id) for ids in documents]
+    stream = np.concatenate(closed).astype(np.int64) if closed else np.zeros(0, np.int64)
+    return np.pad(stream, (0, -len(stream) % length), constant_values=pad_id).reshape(-1, length)
+
+
+def document_numbers(
+    ids: Int[np.ndarray, "windows time"], separator_id: int
+) -> Int[np.ndarray, "windows time"]:
+    """Which document of its row each token belongs to, from 0; a separator closes its own."""
+    closed = np.cumsum(ids == separator_id, axis=1)
+    return np.pad(closed[:, :-1], ((0, 0), (1, 0)))

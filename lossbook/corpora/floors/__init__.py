@@ -14,7 +14,19 @@ channel, and :math:`e_t` becomes a polynomial in the number of selected position
 """
 
 from lossbook.corpora.floors.base import Floor
-from lossbook.corpora.floors.causal import DIRECTIONS, causal_floor
+from lossbook.corpora.floors.causal import DIRECTIONS, causal_floor, run_together
 from lossbook.corpora.floors.masked import SELECTIONS, masked_floor, selection_pmf
+from lossbook.corpora.floors.pairs import pair_floor, sentence_lengths, topic_floor
 
-__all__ = ["DIRECTIONS", "SELECTIONS", "Floor", "causal_floor", "masked_floor", "selection_pmf"]
+__all__ = [
+    "DIRECTIONS",
+    "SELECTIONS",
+    "Floor",
+    "causal_floor",
+    "masked_floor",
+    "pair_floor",
+    "run_together",
+    "selection_pmf",
+    "sentence_lengths",
+    "topic_floor",
+]

@@ -26,6 +26,7 @@ def causal_floor(
     ids: Int[np.ndarray, "batch time"],
     direction: str = "forward",
     *,
+    documents: Int[np.ndarray, "batch time"] | None = None,
     log_probs: bool = False,
 ) -> Floor:
     r"""The ideal predictor of every token from those before it (or behind it).
@@ -40,6 +41,9 @@ def causal_floor(
         language: the language of the texts.
         ids: rows of one text each, with or without special tokens before and behind.
         direction: ``"forward"`` or ``"backward"``.
+        documents: the number of the document that each token belongs to, where a row holds
+            several, one after the other (forward only). The predictor then knows where each
+            begins, and nothing that stands before says anything about it.
         log_probs: also return the distributions.
 
     Returns:
@@ -49,12 +53,16 @@ def causal_floor(
         ValueError: special tokens inside a text, or a text that the language cannot produce.
     """
     require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")
+    require(documents is None or direction == "forward", "documents", direction,
+            "the direction forward")  # fmt: skip
     texts = Texts(language, ids)
-    step = forward if direction == "forward" else backward
+    steps = (
+        forward(language, texts, documents) if direction == "forward" else backward(language, texts)
+    )
     shape = texts.ids.shape
     entropy, loss = np.zeros(shape), np.zeros(shape)
     kept = np.zeros((*shape, language.vocabulary.size)) if log_probs else None
-    for t, weights, probability in step(language, texts):
+    for t, weights, probability in steps:
         require(
             (probability > 0)[texts.valid[:, t]].all(),
             "ids",
@@ -71,12 +79,17 @@ def causal_floor(
 
 
 def forward(
-    language: HiddenMarkovLanguage, texts: Texts
+    language: HiddenMarkovLanguage, texts: Texts, documents: np.ndarray | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Per token: its place, the predicted states [blocks, batch, states], P(token | past)."""
     table = evidence(language)
-    predicted = np.repeat(language._initial[:, None], len(texts.ids), axis=1)
+    first = np.repeat(language._initial[:, None], len(texts.ids), axis=1)
+    begins = np.zeros(texts.ids.shape, dtype=bool)
+    if documents is not None:
+        begins[:, 1:] = np.diff(texts.align(documents), axis=1) != 0
+    predicted = first
     for t in range(texts.ids.shape[1]):
+        predicted = np.where(begins[:, t, None], first, predicted)
         alpha = predicted * table[:, texts.ids[:, t]]
         scale = alpha.sum((0, 2))
         yield t, predicted, scale
@@ -99,3 +112,22 @@ def backward(
         yield t, weights, (weights * seen).sum((0, 2))
         beta = (beta * seen) @ language._transition.transpose(0, 2, 1)
         beta /= beta.max((0, 2))[:, None]
+
+
+def run_together(language: HiddenMarkovLanguage, rate: float) -> HiddenMarkovLanguage:
+    r"""The language of an endless row of documents with nothing between them.
+
+    After each token the document ends with probability :math:`h`, and a new one begins:
+    :math:`A' = (1 - h)\,A + h\,\mathbf 1 \pi^\top`. Its causal floor is that of a reader who
+    is not told where documents begin.
+
+    Args:
+        language: the language of the documents.
+        rate: :math:`h`, one over the mean length of a document.
+    """
+    require(0 <= rate <= 1, "rate", rate, "a probability")
+    mixed = (1 - rate) * language.transition + rate * language.initial
+    name = f"{language.name}, run together"
+    return HiddenMarkovLanguage(
+        language.initial, mixed, language.emission, language.vocabulary, name=name
+    )
