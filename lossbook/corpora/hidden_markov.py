@@ -184,6 +184,51 @@ class HiddenMarkovLanguage:
             name="the tiny language",
         )
 
+    def part(
+        self, topics: Sequence[str] | None = None, stages: Sequence[str] | None = None
+    ) -> HiddenMarkovLanguage:
+        """The documents of some topics, with their stages told in a given order.
+
+        The vocabulary stays the same, so a model of the whole language reads every part, and the
+        part has exact floors of its own. A sentence ends where it did and stays in its stage as
+        often as it did; when it leaves the stage, it goes to the next of ``stages``. The stage that
+        was the last one is left as often as the others are on average.
+
+        Args:
+            topics: their names, in the order of the language by default.
+            stages: their names; all of them in their order by default. Reversed, the story is
+                told from its end.
+
+        Raises:
+            ValueError: a name that is not there or stands twice, or a language whose states have
+                no descriptions.
+        """
+        require(self.states, "states", self.states, "a language whose states are described")
+        every = (self._described(0), self._described(1))
+        chosen = [list(e if c is None else c) for e, c in zip(every, (topics, stages), strict=True)]
+        for argument, names, known in zip(("topics", "stages"), chosen, every, strict=True):
+            good = names and len(set(names)) == len(names) and set(names) <= set(known)
+            require(good, argument, names, f"some of {known}, each once")
+        told = [_Retold(self, topic, *chosen[1:]) for topic in chosen[0]]
+        mass = np.array([retold.mass for retold in told])
+        rows = np.concatenate([retold.rows for retold in told])
+        return HiddenMarkovLanguage(
+            np.concatenate([r.initial * m for r, m in zip(told, mass / mass.sum(), strict=True)]),
+            [retold.transition for retold in told],
+            self.emission[rows],
+            self.vocabulary,
+            states=[self.states[row] for row in rows],
+            words=self.words,
+            phrases=self.phrases,
+            entities=self.entities,
+            synonyms=self.synonyms,
+            sentence_end=self.sentence_end,
+            name=f"{self.name}: {', '.join(chosen[0])}; {', '.join(chosen[1])}",
+        )
+
+    def _described(self, place: int) -> list[str]:
+        return list(dict.fromkeys(state[place] for state in self.states))
+
     @overload
     def sample(
         self, n: int, length: int, rng: np.random.Generator, *, states: Literal[False] = False
@@ -285,6 +330,40 @@ class HiddenMarkovLanguage:
             found[..., : ids.shape[-1] - j] &= ids[..., j:] == self.vocabulary.id_of(token)
             found[..., ids.shape[-1] - j :] = False
         return found
+
+
+class _Retold:
+    """One topic of a described language with its stages in a new order."""
+
+    def __init__(self, language: HiddenMarkovLanguage, topic: str, stages: Sequence[str]) -> None:
+        matrix, emission = language.transition, language.emission
+        of_topic = np.array([state[0] == topic for state in language.states])
+        of_stage = np.array([state[1] for state in language.states])
+        closes = of_topic & (emission[:, language.sentence_end_id] == 1)
+        groups = [np.flatnonzero(of_topic & (of_stage == stage)) for stage in stages]
+        stops = [group[closes[group]] for group in groups]
+        one = [len(stop) for stop in stops]
+        require(set(one) == {1}, "stages", stages, f"one state in each that ends {topic} sentences")
+        self.mass = language.initial[of_topic].sum()
+        self.rows = np.concatenate(groups)
+        stay = np.array([matrix[stop, g].sum() for stop, g in zip(stops, groups, strict=True)])
+        starts = [matrix[stop[0], g] / p for stop, g, p in zip(stops, groups, stay, strict=True)]
+        leave = 1 - stay
+        usual = leave[leave > 1e-12].mean() if (leave > 1e-12).any() else 0.5
+        self._connect(matrix, groups, stops, starts, np.where(leave > 1e-12, leave, usual))
+
+    def _connect(self, matrix, groups, stops, starts, leave) -> None:
+        """Within the stages as before; after a full stop also to the next stage of the order."""
+        self.transition = matrix[np.ix_(self.rows, self.rows)]
+        edges = np.cumsum([0, *map(len, groups)])
+        self.initial = np.pad(starts[0], (0, len(self.rows) - len(starts[0])))
+        for g, ((a, b), stop) in enumerate(zip(pairwise(edges), stops, strict=True)):
+            row = a + np.flatnonzero(groups[g] == stop)[0]
+            self.transition[row] = 0
+            moves = leave[g] if g + 1 < len(groups) else 0.0
+            self.transition[row, a:b] = (1 - moves) * starts[g]
+            if moves:
+                self.transition[row, b : edges[g + 2]] = moves * starts[g + 1]
 
 
 class _Draw:

@@ -186,3 +186,62 @@ def test_a_word_with_two_places_is_one_token():
     assert "apple" in {t for unit in LANGUAGE.entities for t in unit} & set(
         TOPICS["farm"].things.split()
     )
+
+
+def test_a_part_that_is_everything_is_the_language():
+    whole = LANGUAGE.part()
+    assert np.abs(whole.transition - LANGUAGE.transition).max() <= 1e-15
+    assert np.abs(whole.emission - LANGUAGE.emission).max() <= 1e-15
+    assert np.abs(whole.initial - LANGUAGE.initial).max() <= 1e-15
+
+
+def test_a_part_by_topic_is_the_language_given_its_topic():
+    """P(text | topic in part) = P(text and topic in part) / P(topic in part), on real texts."""
+    topics = ("sea", "castle")
+    part = LANGUAGE.part(topics)
+    kept = np.array([state[0] in topics for state in LANGUAGE.states])
+    ids, states = part.sample(20, 12, np.random.default_rng(0), states=True)
+    assert {part.states[s][0] for s in states.ravel()} == set(topics)
+    for row in ids:
+        a = LANGUAGE.initial * kept * LANGUAGE.emission[:, row[0]]
+        for token in row[1:]:
+            a = (a @ LANGUAGE.transition) * LANGUAGE.emission[:, token]
+        exact = np.log(a.sum() / LANGUAGE.initial[kept].sum())
+        assert abs(-causal_floor(part, row[None]).loss.sum() - exact) <= 1e-10
+
+
+def test_stages_are_told_in_the_order_asked_for():
+    order = STAGES[::-1]
+    part = LANGUAGE.part(stages=order)
+    assert np.abs(part.transition.sum(1) - 1).max() <= 1e-12
+    _, states = part.sample(50, 60, np.random.default_rng(0), states=True)
+    stage = np.array([[order.index(part.states[s][1]) for s in row] for row in states])
+    assert (np.diff(stage, axis=1) >= 0).all()
+    assert (np.diff(stage, axis=1) <= 1).all()
+    assert (stage[:, 0] == 0).all()
+    assert (stage[:, -1] == 3).any()
+    # within a stage nothing changed: the same words in the same grammar
+    for name in STAGES:
+        old = [i for i, s in enumerate(LANGUAGE.states) if s[:2] == ("sea", name)]
+        new = [i for i, s in enumerate(part.states) if s[:2] == ("sea", name)]
+        assert np.abs(part.emission[new] - LANGUAGE.emission[old]).max() <= 1e-15
+        inner = [s[2] != "stop" for s in (LANGUAGE.states[i] for i in old)]
+        before, after = (m[np.ix_(r, r)] for m, r in ((LANGUAGE.transition, old),
+                                                      (part.transition, new)))  # fmt: skip
+        assert np.abs(before - after)[inner].max() <= 1e-15
+    same = LANGUAGE.part(("sea",), ("quest", "trouble"))
+    assert {s[1] for s in same.states} == {"quest", "trouble"}
+
+
+def test_parts_that_do_not_exist_are_named():
+    for arguments, match in [
+        ((("moon",),), "topics"),
+        (((),), "topics"),
+        ((("sea", "sea"),), "topics"),
+        ((None, ("middle",)), "stages"),
+        ((None, ("quest", "quest")), "stages"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            LANGUAGE.part(*arguments)
+    with pytest.raises(ValueError, match="described"):
+        TINY.part()
