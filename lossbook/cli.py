@@ -28,6 +28,7 @@ class Kind(NamedTuple):
 OBJECTIVES = {
     "masked-lm": Kind("lossbook.objectives:MaskedLM", "lossbook.models:Encoder"),
     "causal-lm": Kind("lossbook.objectives:CausalLM", "lossbook.models:Decoder"),
+    "conditional-lm": Kind("lossbook.objectives:ConditionalLM", "lossbook.models:Decoder"),
 }
 
 app = typer.Typer(
@@ -130,6 +131,102 @@ def pretrain(
         typer.echo(f"\nlossbook: {stop}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"\n{_verdict(found)}")
+    if history is not None:
+        found.save(history)
+    if plot is not None:
+        _draw(found, plot)
+
+
+@app.command()
+def adapt(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help='JSON lines, {"context": "...", "target": "..."}; without a file, the embedded '
+            "task: stories told backwards, for a model of stories told forwards.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the adapter; the same command goes on where it stopped."),
+    ] = Path("adapter"),
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoints of lossbook pretrain --objective causal-lm; by default a small "
+            "model is trained first, in OUT/base."
+        ),
+    ] = None,
+    corpus: Annotated[str, CORPUS] = "embedded",
+    rank: Annotated[int, typer.Option(help="Rank of B and A.")] = 4,
+    alpha: Annotated[float, typer.Option(help="The scaling is alpha / rank.")] = 8.0,
+    targets: Annotated[
+        str, typer.Option(help="qv, attention, or all (attention and feed-forward).")
+    ] = "all",
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
+    init: Annotated[str, typer.Option(help="Of A: kaiming or gaussian.")] = "kaiming",
+    dropout: Annotated[float, typer.Option(help="Before A, in training.")] = 0.0,
+    steps: Annotated[int, typer.Option(help="Updates of A and B.")] = 300,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of A and B.")] = 1e-2,
+    batch_size: Annotated[int, typer.Option(help="Texts in one update.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of context and target together.")] = 32,
+    base_steps: Annotated[int, typer.Option(help="Updates of the base, if trained here.")] = 500,
+    width: Annotated[int, typer.Option(help="Width of the base, if trained here.")] = 64,
+    layers: Annotated[int, typer.Option(help="Its blocks.")] = 2,
+    heads: Annotated[int, typer.Option(help="Its attention heads.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of weights and texts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    evaluate_every: Annotated[int, typer.Option(help="Steps between two rows.")] = 50,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curve to a file: .svg, .png or .pdf.")
+    ] = None,
+    history: Annotated[Path | None, typer.Option(help="Write the history as JSON.")] = None,
+    tokenizer: Annotated[str, TOKENIZER] = "wordpiece",
+    vocab_size: Annotated[int, VOCABULARY] = 4096,
+) -> None:
+    """Adapt a decoder to a task with LoRA and save the adapter in PEFT's format.
+
+    The first row is the loss without adaptation. For the embedded task the lowest loss that any
+    model could have on the same targets stands beside it.
+    """
+    _drawable(plot)
+    from lossbook import _adapt
+
+    known = f"one of {', '.join(_adapt.TARGETS)}"
+    require(targets in _adapt.TARGETS, "targets", targets, known)
+    require(data is not None or corpus == "embedded", "data", data, "a file, for this corpus")
+    if data is None:
+        task = _adapt.embedded_task()
+    else:
+        task = _adapt.file_task(data, _corpus(corpus, tokenizer, vocab_size))
+        strange, short = _adapt.unknown_share(task.target), task.target.shortened(length)
+        if strange:
+            typer.echo(f"{strange:.1%} of the target tokens are [UNK] and not scored")
+        if short:
+            typer.echo(f"{short} pairs do not fit into {length} tokens and are shortened")
+    options: dict[str, Any] = {"batch_size": batch_size, "length": length, "seed": seed}
+    options |= {"device": device, "evaluate_every": evaluate_every}
+    adapter = {"rank": rank, "alpha": alpha, "rslora": rslora, "init": init, "dropout": dropout}
+    shape = {"width": width, "layers": layers, "heads": heads, "max_length": length}
+    try:
+        if base is None:
+            typer.echo(f"base: {base_steps} steps on {task.source.name}, in {out / 'base'}")
+            model = _adapt.pretrained(task, out / "base", shape, base_steps, options)
+        else:
+            model = _adapt.base_model(base, task.source.vocabulary)
+        typer.echo(f"task: {task.target.name}")
+        typer.echo(
+            "\n  step    loss" + ("   floor  excess" if task.target.has_floor else "  perplexity")
+        )
+        how = {"adapter": adapter, "targets": targets, "lr": lr, "steps": steps}
+        found = _adapt.adapt(model, task, out, tell=_row, options=options, **how)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\nlossbook: {stop}", err=True)
+        raise typer.Exit(130) from None
+    trained, every = _adapt.sizes(model)
+    typer.echo(f"\n{_verdict(found)}")
+    typer.echo(f"{trained:,} of {every:,} numbers were trained; saved in {out}, in PEFT's format")
     if history is not None:
         found.save(history)
     if plot is not None:

@@ -133,7 +133,7 @@ def test_floor_says_how_sure_it_is():
     ("arguments", "words"),
     [
         ("pretrain --corpus nowhere", "corpus: expected embedded, python-docs, or a file"),
-        ("pretrain --objective psychic", "objective: expected one of masked-lm, got 'psychic'"),
+        ("pretrain --objective psychic", "objective: expected one of masked-lm"),
         ("pretrain --steps 0", "steps: expected at least 1, got 0"),
         ("pretrain --width 10 --heads 4", "width: expected a multiple of heads=4, got 10"),
         ("pretrain --plot curve.doc", "plot: expected a name that ends in"),

@@ -223,7 +223,7 @@ class HiddenMarkovLanguage:
             entities=self.entities,
             synonyms=self.synonyms,
             sentence_end=self.sentence_end,
-            name=f"{self.name}: {', '.join(chosen[0])}; {', '.join(chosen[1])}",
+            name="; ".join([self.name, *(", ".join(x) for x in (topics, stages) if x is not None)]),
         )
 
     def _described(self, place: int) -> list[str]:
