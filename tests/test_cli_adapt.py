@@ -199,7 +199,9 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path, capsys)
 
 def test_rows_keep_the_end_of_a_context_and_the_whole_target():
     vocabulary = HiddenMarkovLanguage.default().vocabulary
-    pairs = ContextTargets([("the girl sleeps .", "now ."), ("moonlight", "the boy waits .")], vocabulary)
+    pairs = ContextTargets(
+        [("the girl sleeps .", "now ."), ("moonlight", "the boy waits .")], vocabulary
+    )
     ids = [row for part in pairs.split for row in pairs.windows(8, part)]
     texts = {vocabulary.decode(row) for row in ids}
     assert texts == {
@@ -207,8 +209,8 @@ def test_rows_keep_the_end_of_a_context_and_the_whole_target():
         "[CLS] [UNK] [SEP] the boy waits . [SEP]",
     }
     assert pairs.shortened(8) == 1
-    (short,) = (row for part in pairs.split for row in pairs.windows(5, part) if row[2] != 3)
-    assert vocabulary.decode(short) in ("[CLS] [SEP] the boy waits", "[CLS] [SEP] now . [SEP]")
+    short = {vocabulary.decode(row) for part in pairs.split for row in pairs.windows(5, part)}
+    assert short == {"[CLS] [SEP] the boy waits", "[CLS] [SEP] now . [SEP]"}
     assert {r.tobytes() for r in pairs.batch(3, 8, index=2)} == {pairs.windows(8)[0].tobytes()}
 
 
