@@ -132,7 +132,9 @@ def adamax_step(
     return theta - lr / (1 - beta1**t) * m / (u + after), m, u
 
 
-def scheduled_momentum(t: Number, beta1: Number, momentum_decay: Number) -> Number:
+def scheduled_momentum(
+    t: Number | Float[np.ndarray, " steps"], beta1: Number, momentum_decay: Number
+) -> Number | Float[np.ndarray, " steps"]:
     """Dozat's mu_t = beta1 (1 - 0.96^(t psi) / 2), psi being ``momentum_decay``."""
     return beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
