@@ -8,7 +8,7 @@ runs in the tests in float64, step by step in :meth:`Optimizer.step`, and throug
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.batching import Row, batches, blocks, glued, is_open, is_vector
+from lossbook.optim.batching import TILE, Row, batches, blocks, glued, is_flat, is_open, shape_for
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
 from lossbook.optim.compiled import (
     arithmetic_dtype,
@@ -49,6 +49,16 @@ class _Plan(NamedTuple):
     numbers: dict[str, float]
     options: dict[str, Any]
     rows: list[Row]
+
+
+class _Flat(NamedTuple):
+    """A parameter and its memory as vectors or tables, kept from step to step."""
+
+    place: int
+    memory: list[Tensor]
+    theta: Tensor
+    rest: list[Tensor]
+    turned: tuple[int, ...] | None  # the shape of the views, where it is not the parameter's own
 
 
 class NonFiniteGradientError(ValueError):
@@ -99,7 +109,7 @@ class Optimizer(torch.optim.Optimizer):
         require(clip_form in CLIP_FORMS, "clip_form", clip_form, f"one of {CLIP_FORMS}")
         self.clip, self.clip_form, self.check_finite = clip, clip_form, check_finite
         self.compiled, self._exclude = compiled, exclude
-        self._excluded_by, self._vectors = exclusion_rule(exclude), {}
+        self._excluded_by, self._flat, self._listed = exclusion_rule(exclude), {}, []
         if not isinstance(params, Tensor | dict):
             params = list(params)
             require(params, "params", params, "at least one parameter (a generator is used up?)")
@@ -166,35 +176,47 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = list(self._moving())
+        moving = self._moving()
         scale = self._scale(moving)
         plans: dict[tuple[int, bool, int], _Plan] = {}
+        self._names = self.memory
         for item in moving:
             state = self._state_of(item.parameter)
-            state["step"] += 1
-            key = (item.group, item.decayed, state["step"])
-            if key not in plans:
-                plans[key] = self._plan(*key, scale)
-            plans[key].rows.append(self._row(item.parameter, state))
+            state["step"] = t = state["step"] + 1
+            key = item.group, item.decayed, t
+            plan = plans.get(key)
+            if plan is None:
+                plan = plans[key] = self._plan(*key, scale)
+            plan.rows.append(self._row(item.parameter, state))
         for plan in plans.values():
             self._run(plan)
         return loss
 
-    def _moving(self) -> Iterator[_Moving]:
-        for index, group in enumerate(self.param_groups):
-            for (name, p), decayed in zip(_named(group), group["decayed"], strict=True):
-                g = p.grad
-                if g is None:
-                    continue
-                if g.layout is not torch.strided:
-                    require(False, _label(name, p), g.layout, "a dense gradient")
-                if not g.is_floating_point():
-                    require(False, _label(name, p), g.dtype, "a real gradient")
-                yield _Moving(index, name, p, decayed)
+    def _moving(self) -> list[_Moving]:
+        moving = [item for item in self._all() if item.parameter.grad is not None]
+        for item in moving:
+            g = item.parameter.grad
+            if g.layout is not torch.strided:
+                require(False, _label(item.name, item.parameter), g.layout, "a dense gradient")
+            if not g.is_floating_point():
+                require(False, _label(item.name, item.parameter), g.dtype, "a real gradient")
+        return moving
+
+    def _all(self) -> list[_Moving]:
+        """All parameters in order, listed anew when a group has changed."""
+        if len(self._listed) != sum(len(group["params"]) for group in self.param_groups):
+            self._listed = [
+                _Moving(index, name, p, decayed)
+                for index, group in enumerate(self.param_groups)
+                for (name, p), decayed in zip(_named(group), group["decayed"], strict=True)
+            ]
+        return self._listed
 
     def _scale(self, moving: list[_Moving]) -> float:
         """What the gradients are multiplied by; refuses those that are not finite."""
         if self.clip is None:
+            if self.check_finite is False:
+                return 1.0
             self._refuse_non_finite([item for item in moving if self._looks_at(item.parameter)])
             return 1.0
         total = global_norm(item.parameter.grad for item in moving)
@@ -240,16 +262,22 @@ class Optimizer(torch.optim.Optimizer):
         return _Plan({"t": float(t), "scale": scale, **numbers}, options, [])
 
     def _row(self, p: Tensor, state: dict[str, Any]) -> Row:
-        """(theta, g, *memory), as vectors where the equation allows and no copy is needed."""
-        g, memory = p.grad, [state[name] for name in self.memory]
-        if not (self.elementwise and p.is_contiguous() and g.is_contiguous()):
+        """(theta, g, *memory), flat where the equation allows and no copy is needed."""
+        g, memory = p.grad, [state[name] for name in self._names]
+        if not (self.elementwise and g.is_contiguous() and p.is_contiguous()):
             return [p, g, *memory]
-        theta, kept, vectors = self._vectors.get(id(p), (None, (), ()))
-        same = theta is not None and len(kept) == len(memory) and all(map(is_, kept, memory))
-        if not same or theta.data_ptr() != p.data_ptr():
-            theta, vectors = p.view(-1), [x.reshape(-1) for x in memory]
-            self._vectors[id(p)] = (theta, memory, vectors)
-        return [theta, g if g.ndim == 1 else g.view(-1), *vectors]
+        flat = self._flat.get(id(p))
+        if flat is None or flat.place != p.data_ptr() or not _same(flat.memory, memory):
+            if not all(map(Tensor.is_contiguous, memory)):
+                return [p, g, *memory]
+            flat = self._flat[id(p)] = self._flattened(p, memory)
+        turned = flat.turned
+        return [flat.theta, g if turned is None else g.view(turned), *flat.rest]
+
+    def _flattened(self, p: Tensor, memory: list[Tensor]) -> _Flat:
+        shape = shape_for(p, self.compiled)
+        theta, *rest = (x.view(shape) for x in (p, *memory))
+        return _Flat(p.data_ptr(), memory, theta, rest, None if p.shape == shape else shape)
 
     def _run(self, plan: _Plan) -> None:
         equation, rows = type(self).equation, plan.rows
@@ -267,25 +295,33 @@ class Optimizer(torch.optim.Optimizer):
             glued(batch, move)
 
     def _run_compiled(self, plan: _Plan) -> list[Row]:
-        """Move the rows for which there is a kernel; the others come back."""
-        equation, numbers, options = type(self).equation, plan.numbers, plan.options
-        fits = is_vector if self.elementwise else is_open
-        left, moved, calls = [], [], {}
+        """Move the rows for which there is a kernel; the others come back, as vectors."""
+        fits = is_flat if self.elementwise else is_open
+        left, moved = [], []
+        calls: dict[Any, Any] = {}  # of every form that occurs: its kernel, or None without one
         for row in plan.rows:
-            form = row[0].dtype, row[1].dtype
-            if not self.elementwise:
-                form += tuple(map(form_of, row))
-            if form not in calls and fits(row):
-                kernel = kernel_for(equation, row, numbers, options)
-                calls[form] = kernel and (kernel.run, kernel.scalars(numbers))
-            if not fits(row) or calls[form] is None:
+            if not fits(row):
                 left.append(row)
                 continue
-            run, scalars = calls[form]
-            run([*row, *scalars])
-            moved.append(row[0])
+            theta = row[0]
+            key = theta.dtype, row[1].dtype, theta.ndim
+            if not self.elementwise:
+                key += tuple(map(form_of, row))
+            call = calls.get(key, self)
+            if call is self:
+                call = calls[key] = self._kernel(row, plan)
+            if call is None:
+                left.append([x.view(-1) for x in row] if self.elementwise else row)
+                continue
+            call[0]([*row, *call[1]])
+            moved.append(theta)
         torch.autograd.graph.increment_version(moved)
         return left
+
+    def _kernel(self, row: Row, plan: _Plan) -> tuple[Callable[..., Any], Any] | None:
+        width = TILE if self.elementwise and row[0].ndim == 2 else None
+        kernel = kernel_for(type(self).equation, row, plan.numbers, plan.options, width)
+        return kernel and (kernel.run, kernel.scalars(plan.numbers))
 
     # What is saved
 
@@ -295,7 +331,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._excluded_by, self._vectors = exclusion_rule(self._exclude), {}
+        self._excluded_by, self._flat, self._listed = exclusion_rule(self._exclude), {}, []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``, which is copied; moments take this optimizer's precision.
@@ -326,6 +362,10 @@ class Optimizer(torch.optim.Optimizer):
         form = {"dtype": arithmetic_dtype(p.dtype), "device": p.device, "copy": True}
         moments = {name: saved[name].to(**form) for name in shapes}
         return {**saved, "step": int(saved["step"]), **moments}
+
+
+def _same(kept: list[Tensor], found: list[Tensor]) -> bool:
+    return len(kept) == len(found) and all(map(is_, kept, found))
 
 
 def _named(group: dict[str, Any]) -> list[tuple[str | None, Tensor]]:

@@ -77,13 +77,17 @@ def kernel_for(
     tensors: Sequence[Tensor],
     numbers: dict[str, float],
     options: dict[str, Any],
+    width: int | None = None,
 ) -> Kernel | None:
-    """The kernel for tensors of these precisions, built at its first use; None if that fails."""
+    """The kernel for tensors of these precisions, built at its first use; None if that fails.
+
+    With ``width`` it takes matrices of so many columns and no others.
+    """
     theta, g = tensors[:2]  # the memory's precision follows from theta's
-    key = (equation, theta.dtype, g.dtype, *map(form_of, tensors), *options.items())
+    key = (equation, theta.dtype, g.dtype, *map(form_of, tensors), *options.items(), width)
     if key not in _kernels:
         try:
-            _kernels[key] = _build(equation, tensors, numbers, options)
+            _kernels[key] = _build(equation, tensors, numbers, options, width)
         except Exception as error:  # whatever a compiler, its headers or its cache may raise
             _kernels[key] = None
             warn_uncompiled(error)
@@ -106,6 +110,7 @@ def _build(
     tensors: Sequence[Tensor],
     numbers: dict[str, float],
     options: dict[str, Any],
+    width: int | None,
 ) -> Kernel:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -122,7 +127,7 @@ def _build(
     settings = {"cpp.dynamic_threads": True, "size_asserts": False}
     if hasattr(config.cpp, "enable_floating_point_contract_flag"):
         settings["cpp.enable_floating_point_contract_flag"] = "fast"  # a x + b is rounded once
-    mode, arguments = _examples(tensors, numbers)
+    mode, arguments = _examples(tensors, numbers, width)
     with torch.no_grad(), tracing(TracingContext(mode)), config.patch(settings):
         graph = make_fx(body, decomposition_table=select_decomp_table())(*arguments)
         divide_once(graph)
@@ -140,10 +145,13 @@ def form_of(x: Tensor) -> tuple[bool, ...]:
     return tuple(n > 1 for n in x.shape) if x.ndim > 1 else (True,) * x.ndim
 
 
-def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any, list[Tensor]]:
+def _examples(
+    tensors: Sequence[Tensor], numbers: dict[str, float], width: int | None
+) -> tuple[Any, list[Tensor]]:
     """Stand-ins for tensors whose axes have unknown lengths, and for the numbers.
 
     Axes of the same place share their length, or have length 1, as row and column sums do.
+    With ``width`` the second axis has that length.
     """
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import (
@@ -156,8 +164,10 @@ def _examples(tensors: Sequence[Tensor], numbers: dict[str, float]) -> tuple[Any
     arguments = []
     for x in tensors:
         lengths = EXAMPLE_SHAPE if x.ndim > 1 else (EXAMPLE_LENGTH,)
+        lengths = (lengths[0], width) if width else lengths
         shape = [n if is_open else 1 for n, is_open in zip(lengths, form_of(x), strict=False)]
-        sizes = [DimDynamic.DUCK if n > 1 else DimDynamic.STATIC for n in shape]
+        fixed = (1, width)
+        sizes = [DimDynamic.STATIC if n in fixed else DimDynamic.DUCK for n in shape]
         lengths = StatelessSymbolicContext(dynamic_sizes=sizes)
         example = torch.empty(shape, dtype=x.dtype, device=x.device)
         arguments.append(mode.from_tensor(example, symbolic_context=lengths))

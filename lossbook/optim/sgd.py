@@ -221,7 +221,7 @@ class SGD(Optimizer):
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state = super()._state_of(p)
-        for name in self.memory:
+        for name in self._names:
             if name not in state:  # momentum was switched on after the first steps
                 state[name] = torch.zeros_like(p, dtype=arithmetic_dtype(p.dtype))
         return state
