@@ -2,6 +2,16 @@
 
 from lossbook.models.decoder import Decoder
 from lossbook.models.encoder import Encoder
+from lossbook.models.infilling import Infiller, infilling_visibility
 from lossbook.models.transformer import Block, Output, Transformer, TransformerConfig
 
-__all__ = ["Block", "Decoder", "Encoder", "Output", "Transformer", "TransformerConfig"]
+__all__ = [
+    "Block",
+    "Decoder",
+    "Encoder",
+    "Infiller",
+    "Output",
+    "Transformer",
+    "TransformerConfig",
+    "infilling_visibility",
+]

@@ -33,7 +33,9 @@ class TransformerConfig:
         dropout: probability with which embeddings, attention weights and the outputs of both
             sub-layers are dropped in training.
         norm: ``"pre"``: x + f(norm(x)), with one more norm at the end;
-            ``"post"``: norm(x + f(x)), with one more norm on the embeddings (BERT).
+            ``"post"``: norm(x + f(x)), with one more norm on the embeddings (BERT);
+            ``"deep"``: norm(αx + f(x)) with α = √(2 · layers), and smaller initial weights
+            (GLM-130B's form of DeepNorm, Zeng et al. 2023, section 2.2).
         norm_eps: ε inside the square root of the layer norm.
 
     Raises:
@@ -58,15 +60,20 @@ class TransformerConfig:
             self.width % self.heads == 0, "width", self.width, f"a multiple of heads={self.heads}"
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
-        require(self.norm in ("pre", "post"), "norm", self.norm, '"pre" or "post"')
+        known = '"pre", "post" or "deep"'
+        require(self.norm in ("pre", "post", "deep"), "norm", self.norm, known)
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
 
 
 class Output(NamedTuple):
-    """What a model returns: ``logits [B, T, V]`` and the ``hidden [B, T, C]`` they come from."""
+    """What a model returns: ``logits [B, T, V]`` and the ``hidden [B, T, C]`` they come from.
+
+    A model with a pair head adds ``pair_logits [B, 2]``.
+    """
 
     logits: Tensor
     hidden: Tensor
+    pair_logits: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -112,6 +119,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, causal: bool):
         super().__init__()
         self.pre = config.norm == "pre"
+        self.alpha = (2 * config.layers) ** 0.5 if config.norm == "deep" else None
         self.attention, self.mlp = Attention(config, causal), FeedForward(config)
         self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
@@ -127,8 +135,12 @@ class Block(nn.Module):
         if self.pre:
             x = at(x + self.drop(self.attention(self.norm1(x), visible)), positions)
             return x + self.drop(self.mlp(self.norm2(x)))
-        x = self.norm1(at(x + self.drop(self.attention(x, visible)), positions))
-        return self.norm2(x + self.drop(self.mlp(x)))
+        x = self.norm1(at(self.carried(x) + self.drop(self.attention(x, visible)), positions))
+        return self.norm2(self.carried(x) + self.drop(self.mlp(x)))
+
+    def carried(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The residual: αx in DeepNorm, x elsewhere."""
+        return x if self.alpha is None else self.alpha * x
 
 
 def at(
@@ -161,16 +173,18 @@ class Transformer(nn.Module):
         *,
         visible: Bool[Tensor, "batch 1 time time"] | None = None,
         places: Int[Tensor, "batch time"] | None = None,
+        added: Float[Tensor, "batch time width"] | None = None,
     ) -> Float[Tensor, "rows columns width"]:
         """The last hidden vectors: [B, T, C], or [1, N, C] at N flat positions b·T + t.
 
         ``visible`` says which key each query sees, instead of the mask; ``places`` are the rows
-        of the position table, 0, 1, 2, ... by default.
+        of the position table, 0, 1, 2, ... by default; ``added`` joins the embeddings.
         """
-        _refuse(self.config, input_ids, attention_mask)
+        _refuse(self.config, input_ids, attention_mask, places)
         visible = visibility(attention_mask, self.causal) if visible is None else visible
         where = self.position.weight[: input_ids.shape[1]]
         x = self.embedding(input_ids) + (where if places is None else self.position(places))
+        x = x if added is None else x + added
         x = self.drop(x if self.config.norm == "pre" else self.norm(x))
         for block in self.blocks[:-1]:
             x = block(x, visible)
@@ -196,9 +210,12 @@ def visibility(
     return (keys & square.tril()) | square.diag().diag()
 
 
-def _refuse(config: TransformerConfig, ids: Tensor, mask: Tensor | None) -> None:
+def _refuse(
+    config: TransformerConfig, ids: Tensor, mask: Tensor | None, places: Tensor | None = None
+) -> None:
     longest = f"at most max_length={config.max_length} tokens"
-    require(ids.shape[1] <= config.max_length, "input_ids", tuple(ids.shape), longest)
+    fits = places is not None or ids.shape[1] <= config.max_length
+    require(fits, "input_ids", tuple(ids.shape), longest)
     if mask is not None:
         require(
             mask.shape == ids.shape,
@@ -217,6 +234,9 @@ def _refuse(config: TransformerConfig, ids: Tensor, mask: Tensor | None) -> None
             outside,
             f"ids from 0 to vocab_size - 1 = {config.vocab_size - 1}",
         )
+        highest = 0 if places is None else int(places.max())
+        require(highest < config.max_length, "position_ids", highest,
+                f"positions below max_length={config.max_length}")  # fmt: skip
 
 
 @torch.no_grad()
@@ -225,7 +245,8 @@ def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
 
     Matrices are normal with deviation ``std``; the two projections of each block that write into
     the residual stream are divided by √(2 · layers), since so many of them add up (Radford et al.
-    2019, section 2.3). Biases are 0, the gains of the norms 1.
+    2019, section 2.3). Biases are 0, the gains of the norms 1. With the norm ``"deep"`` the
+    matrices of the blocks follow Glorot and Bengio (2010) instead, :func:`deep_deviation`.
     """
     rng = np.random.default_rng([seed])
     residual = std / np.sqrt(2 * model.config.layers)
@@ -234,4 +255,17 @@ def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
             p.fill_(float("norm" in name and name.endswith("weight")))
         else:
             deviation = residual if name.endswith(("out.weight", "down.weight")) else std
+            if model.config.norm == "deep" and name.startswith("blocks."):
+                deviation = deep_deviation(name, p, model.config.layers)
             p.copy_(torch.from_numpy(deviation * rng.standard_normal(p.shape)))
+
+
+def deep_deviation(
+    name: str, p: Float[Tensor, "out in"], layers: int
+) -> Float[np.ndarray, "out #one"] | float:
+    """√(2 / (in + out)), over √(2 · layers) for all but queries and keys (Zeng et al. 2023)."""
+    rows, columns = p.shape
+    if not name.endswith("qkv.weight"):
+        return float(np.sqrt(2 / (rows + columns)) / np.sqrt(2 * layers))
+    gain = np.repeat([1.0, 1.0, 1 / np.sqrt(2 * layers)], rows // 3)
+    return gain[:, None] * np.sqrt(2 / (rows // 3 + columns))

@@ -15,6 +15,7 @@ channel, and :math:`e_t` becomes a polynomial in the number of selected position
 
 from lossbook.corpora.floors.base import Floor
 from lossbook.corpora.floors.causal import DIRECTIONS, causal_floor, run_together
+from lossbook.corpora.floors.infilling import infilling_floor, length_pmf, span_budget
 from lossbook.corpora.floors.masked import SELECTIONS, masked_floor, selection_pmf
 from lossbook.corpora.floors.pairs import pair_floor, sentence_lengths, topic_floor
 
@@ -23,10 +24,13 @@ __all__ = [
     "SELECTIONS",
     "Floor",
     "causal_floor",
+    "infilling_floor",
+    "length_pmf",
     "masked_floor",
     "pair_floor",
     "run_together",
     "selection_pmf",
     "sentence_lengths",
+    "span_budget",
     "topic_floor",
 ]
