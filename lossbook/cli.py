@@ -29,6 +29,7 @@ OBJECTIVES = {
     "masked-lm": Kind("lossbook.objectives:MaskedLM", "lossbook.models:Encoder"),
     "causal-lm": Kind("lossbook.objectives:CausalLM", "lossbook.models:Decoder"),
     "conditional-lm": Kind("lossbook.objectives:ConditionalLM", "lossbook.models:Decoder"),
+    "blank-infilling": Kind("lossbook.objectives:BlankInfilling", "lossbook.models:Infiller"),
 }
 
 app = typer.Typer(
