@@ -45,6 +45,7 @@ class LoRA(nn.Module):
 
     base: nn.Module
     merged_weight: Tensor | None
+    tied = False  # whether anybody has asked for the weight, to use it elsewhere
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, rslora: bool) -> None:
         super().__init__()
@@ -75,6 +76,11 @@ class LoRA(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "rows columns"]:
         """W + sBA: what whoever else uses this layer's weight should see, such as a tied head."""
+        self.tied = True
+        return self.total()
+
+    def total(self) -> Float[Tensor, "rows columns"]:
+        """W + sBA for the layer itself."""
         if self.merged_weight is not None:
             return self.merged_weight
         return self.base.weight + self.delta()
@@ -82,8 +88,7 @@ class LoRA(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Use one matrix instead of three from now on; merging again changes nothing."""
-        if not self.merged:
-            self.merged_weight = self.base.weight + self.delta()
+        self.merged_weight = self.total()
 
     def unmerge(self) -> None:
         """Forget the sum; W was never touched."""
@@ -92,7 +97,7 @@ class LoRA(nn.Module):
     def plain(self) -> nn.Module:
         """The base layer with W + sBA as its weight: no adapter any more."""
         with torch.no_grad():
-            self.base.weight.copy_(self.weight)
+            self.base.weight.copy_(self.total())
         return self.base
 
     def train(self, mode: bool = True) -> LoRA:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 
     Each of the two files appears when all of its bytes are on the disk. The weights carry a copy
     of the settings, by which :func:`load_adapter` sees two files that do not belong together.
+    A warning says where PEFT will compute something else: it adapts what a layer returns, not the
+    weight that a tied head reads.
 
     Args:
         model: with adapters, merged or not.
@@ -50,6 +53,10 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 
     adapters = layers(model)
     require(adapters, "model", type(model).__name__, "a model with adapters (apply_lora)")
+    tied = [name for name, layer in adapters.items() if layer.tied]
+    if tied:
+        words = "are used elsewhere, where PEFT does not adapt them before merging"
+        warnings.warn(f"save_adapter: the weights of {tied} {words}", stacklevel=2)
     folder, tensors = Path(folder), {}
     for name, layer in adapters.items():
         for factor, value in zip("AB", layer.factors(), strict=True):

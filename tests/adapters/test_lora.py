@@ -106,7 +106,7 @@ def test_gradients_follow_from_the_full_gradient(shape, seed):
     layer = LoRALinear(nn.Linear(ins, outs).double(), rank, 3.0, rng=rng)
     stirred(layer, seed)
     layer(x).sin().sum().backward()
-    full = layer.weight.detach().requires_grad_()
+    full = layer.total().detach().requires_grad_()
     nn.functional.linear(x, full, layer.base.bias).sin().sum().backward()
     assert difference(layer.A.grad, layer.scaling * layer.B.T @ full.grad) <= 1e-12
     assert difference(layer.B.grad, layer.scaling * full.grad @ layer.A.T) <= 1e-12
@@ -217,6 +217,17 @@ def test_a_tied_head_moves_with_its_embedding():
     before = model(IDS).logits
     merge(model)
     assert difference(model(IDS).logits, before) <= 1e-13
+
+
+def test_saving_an_adapted_tied_embedding_warns(tmp_path):
+    """PEFT would adapt the look-up alone, so its outputs are others until it merges."""
+    model = stirred(apply_lora(decoder(), ("embedding",), rank=2)).eval()
+    ours = model(IDS).logits
+    with pytest.warns(UserWarning, match="embedding.* are used elsewhere"):
+        save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(decoder(torch.float32), tmp_path).eval()
+    assert difference(theirs(IDS).logits, ours) > 0.01
+    assert difference(theirs.merge_and_unload()(IDS).logits, ours) <= 1e-5
 
 
 def test_an_embedding_is_adapted_row_by_row():
