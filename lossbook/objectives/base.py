@@ -73,6 +73,10 @@ class Objective(ABC):
     # Whether the loss reads the logits of a position exactly where its own label is a target.
     # The head of a model then need not be computed anywhere else.
     at_labels: bool = False
+    # Whether the loss reads the model's whole output instead of its logits. An objective of
+    # several terms has a mapping as its ``count`` and as its ``floor``, one entry per term, takes
+    # such a mapping as the denominator, and has ``terms``, which are the parts of its loss.
+    whole_output: bool = False
 
     def __init__(
         self, vocabulary: TokenIds, *, duplicates: int | None = None, seed: int = 0
@@ -104,8 +108,8 @@ class Objective(ABC):
         """The loss in nats per target."""
 
     @abstractmethod
-    def count(self, batch: Mapping[str, Any]) -> int:
-        """The number of targets in a batch: the denominator of its loss."""
+    def count(self, batch: Mapping[str, Any]) -> int | Mapping[str, int]:
+        """The number of targets in a batch: the denominator of its loss, or of each term."""
 
     @abstractmethod
     def floor(self, language: Any, ids: Int[np.ndarray, "batch time"], batch: Mapping[str, Any]):

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ def pretrain(
             "texts": _checksum(corpus.batch(batch_size, length, seed=seed)),
         },
         "optimizer": {"class": type(optimizer).__name__, **_plain(optimizer.defaults)},
-        "schedule": _name(schedule) if callable(schedule) else schedule or "cosine",
+        "schedule": _course(schedule) if callable(schedule) else schedule or "cosine",
         "warmup": None if callable(schedule) else warmup,
         **{"steps": steps, "batch_size": batch_size, "length": length, "clip": clip},
         **{"accumulation": accumulation, "precision": precision, "seed": seed},
@@ -151,6 +151,13 @@ def pretrain(
             run.resume(Path(checkpoint))
         run.train(evaluate_every, save_every, progress)
     return run.history
+
+
+def denominator(count: int | Mapping[str, int]) -> int | dict[str, int]:
+    """What the sums of a step are divided by: its targets, or 1 where there are none."""
+    if isinstance(count, Mapping):
+        return {name: max(1, number) for name, number in count.items()}
+    return max(1, count)
 
 
 def default_optimizer(model: nn.Module, lr: float, steps: int) -> Optimizer:
@@ -186,6 +193,8 @@ class Run:
         self.schedule = LambdaLR(optimizer, course)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.step, self.folder, self.saved, self.pending = 0, None, -1, []
+        self.counts: dict[str, int] = {}  # targets of the validation batches, by term
+        self.floors: dict[str, float] = {}
         self.tell: Callable[[dict[str, Any]], object] = lambda record: None
         self.history = History(
             self.objective.name,
@@ -228,7 +237,7 @@ class Run:
         averaged on their way, which the factor ``processes`` undoes.
         """
         batch, processes = self.batches.train(step), self.accelerator.num_processes
-        targets = max(1, self.objective.count(batch))
+        targets = denominator(self.objective.count(batch))
         mine = pieces(batch, processes)[self.accelerator.process_index]
         parts = pieces(mine, self.settings["accumulation"])
         self._seed_dropout(step)
@@ -244,9 +253,14 @@ class Run:
 
     def loss(self, batch: Batch, **how: Any) -> Tensor:
         """The objective's loss of a batch that is still on the CPU."""
+        return self.objective.loss(*self.answered(batch), **how)
+
+    def answered(self, batch: Batch) -> tuple[Any, Batch]:
+        """What the model says of a batch, as the objective wants it, and the batch it saw."""
         batch = self.batches.ready(batch, self.accelerator.device)
         output = self.model(**self.batches.inputs(batch))
-        return self.objective.loss(getattr(output, "logits", output), batch, **how)
+        whole = getattr(self.objective, "whole_output", False)
+        return (output if whole else getattr(output, "logits", output)), batch
 
     def _descend(self) -> None:
         clip = self.settings["clip"]
@@ -293,30 +307,54 @@ class Run:
         if not number:
             return
         self.look(bar)
-        if not self.history.targets:
+        if not self.counts:
             self._floor()
         self.bare.eval()
         mine = range(self.accelerator.process_index, number, self.accelerator.num_processes)
-        sums = [self.loss(self.batches.validation(i)[1], reduction="sum") for i in mine]
-        total = self.accelerator.reduce(sum(sums, torch.zeros((), device=self.device)), "sum")
+        terms = self._terms(mine)
         self.bare.train()
-        loss, floor = total.item() / self.history.targets, self.history.floor
+        loss, floor = sum(terms.values()), self.history.floor
         excess = None if floor is None else loss - floor
         record = {"step": self.step, "loss": loss, "floor": floor, "excess": excess}
+        if len(terms) > 1:
+            floors = {name: self.floors.get(name) for name in terms}
+            record["terms"] = {k: {"loss": v, "floor": floors[k]} for k, v in terms.items()}
         self.history.evaluations.append(record)
         if self.accelerator.is_main_process:
             self.tell(record)
         self.clock = time.perf_counter()
 
+    def _terms(self, indices: Iterable[int]) -> dict[str, float]:
+        """The validation loss by term; an objective that is no sum of terms has one."""
+        terms = getattr(self.objective, "terms", None) or self._only_term
+        totals = {name: torch.zeros((), device=self.device) for name in self.counts}
+        for i in indices:
+            found = terms(*self.answered(self.batches.validation(i)[1]), reduction="sum")
+            totals = {name: total + found[name] for name, total in totals.items()}
+        whole = {name: self.accelerator.reduce(total, "sum") for name, total in totals.items()}
+        return {name: total.item() / max(1, self.counts[name]) for name, total in whole.items()}
+
+    def _only_term(self, output: Any, batch: Batch, **how: Any) -> dict[str, Tensor]:
+        return {self.objective.name: self.objective.loss(output, batch, **how)}
+
     def _floor(self) -> None:
+        """Count the targets of the validation batches and find what the ideal predictor scores."""
         batches = [self.batches.validation(i) for i in range(self.settings["evaluation_batches"])]
-        self.history.targets = sum(self.objective.count(batch) for _, batch in batches)
+        counts = [self._by_term(self.objective.count(batch)) for _, batch in batches]
+        self.counts = {name: sum(count[name] for count in counts) for name in counts[0]}
+        self.history.targets = sum(self.counts.values())
         enough = f"targets in {len(batches)} batches of {self.batches.shape}"
         require(self.history.targets, "evaluation_batches", len(batches), enough)
         if self.corpus.has_floor:
-            floors = [self.objective.floor(self.corpus, ids, batch) for ids, batch in batches]
-            self.history.floor = _mean([floor.loss for floor in floors])
-            self.history.entropy = _mean([floor.entropy for floor in floors])
+            found = [self.objective.floor(self.corpus, ids, batch) for ids, batch in batches]
+            floors = [self._by_term(floor) for floor in found]
+            self.floors = {k: _mean([floor[k].loss for floor in floors]) for k in self.counts}
+            self.history.floor = sum(self.floors.values())
+            entropies = [_mean([floor[k].entropy for floor in floors]) for k in self.counts]
+            self.history.entropy = sum(entropies)
+
+    def _by_term(self, value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else {self.objective.name: value}
 
     def save(self) -> None:
         """A checkpoint, if there is a folder and anything new; never one that is not finite."""
@@ -484,6 +522,13 @@ def _plain(value: Any) -> Any:
 
 def _checksum(data: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(data).tobytes() if hasattr(data, "dtype") else data)
+
+
+def _course(schedule: Callable[[int], float]) -> Any:
+    """A function by its name; one that is a dataclass (a ``Course``) with its parameters."""
+    if not is_dataclass(schedule):
+        return _name(schedule)
+    return {"class": type(schedule).__name__, **_plain(asdict(schedule))}
 
 
 def _name(function: Callable[..., Any]) -> str:
