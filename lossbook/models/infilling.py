@@ -43,9 +43,9 @@ class Infiller(Transformer):
     def forward(
         self,
         input_ids: Int[Tensor, "batch time"],
-        attention_mask: Shaped[Tensor, "*shape"] | None = None,
-        position_ids: Int[Tensor, "*shape"] | None = None,
-        block_position_ids: Int[Tensor, "*shape"] | None = None,
+        attention_mask: Shaped[Tensor, "..."] | None = None,
+        position_ids: Int[Tensor, "..."] | None = None,
+        block_position_ids: Int[Tensor, "..."] | None = None,
         positions: Int[Tensor, " targets"] | None = None,
     ) -> Output:
         """Logits over the vocabulary at every position, or at some.
@@ -97,7 +97,7 @@ class ShrunkEmbedding(nn.Embedding):
 
 def infilling_visibility(
     block_position_ids: Int[Tensor, "batch time"],
-    attention_mask: Shaped[Tensor, "*shape"] | None = None,
+    attention_mask: Shaped[Tensor, "..."] | None = None,
 ) -> Bool[Tensor, "batch 1 time time"]:
     """Which key each query may see: A for all, and for B also the earlier part of B.
 

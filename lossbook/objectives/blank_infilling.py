@@ -55,7 +55,7 @@ class BlankInfilling(Objective):
     which ends it; their places in part B tell them from the frame of the text.
 
     Spans follow one of three laws. With :math:`n` the tokens of a row without padding (special
-    tokens do count) and the budget :math:`b = \max(1, \lfloor rn \rfloor)`:
+    tokens do count) and the budget :math:`b = \max(1, \lfloor rn \rfloor)`, or all there is:
 
     * ``"token"``: lengths are drawn from a Poisson law without its zero, until their sum reaches
       :math:`b`, and put into random order. Each then draws a place, independently and uniformly;
@@ -175,13 +175,13 @@ class BlankInfilling(Objective):
     ) -> Spans:
         """The spans of some rows, all of one level."""
         inside = text[rows]
-        if name == "sentence":
-            inner = self._is_end[ids[rows]]
-        budgets = span_budget(self.rate, self._lengths(ids[rows])) * inside.any(1)
-        if name == "token":
+        budgets = span_budget(self.rate, self._lengths(ids[rows]), inside.sum(1))
+        if not inside.any():
+            row = start = length = np.zeros(0, np.int64)
+        elif name == "token":
             row, start, length = self._tokens(inside, budgets, rows, rng)
         elif name == "sentence":
-            row, start, length = _sentences(inside, inner, budgets, rng)
+            row, start, length = _sentences(inside, self._is_end[ids[rows]], budgets, rng)
         else:
             row, start, length = self._document(inside, rng)
         return Spans(rows[row], start, length, np.full(len(row), self.marks[name]))
@@ -259,11 +259,13 @@ class BlankInfilling(Objective):
         size = length[order] + 1
         piece = np.repeat(order, size)
         j = np.arange(len(piece)) - np.repeat(np.cumsum(size) - size, size)
-        source = np.minimum(row[piece] * time + start[piece] + j, max(ids.size - 1, 0))
+        first = row[piece] * time + start[piece]
         is_b = np.flatnonzero(attention_mask.astype(bool) & ~is_a)
         flat = ids.ravel()
-        input_ids.ravel()[is_b] = np.where(j == 0, self.sop_id, flat[source - (j > 0)])
-        labels.ravel()[is_b] = np.where(j == length[piece], self.eop_id, flat[source])
+        last = length[piece]
+        seen, asked = flat[first + np.maximum(j - 1, 0)], flat[first + np.minimum(j, last - 1)]
+        input_ids.ravel()[is_b] = np.where(j == 0, self.sop_id, seen)
+        labels.ravel()[is_b] = np.where(j == last, self.eop_id, asked)
         position_ids.ravel()[is_b] = place[piece]
         block_position_ids.ravel()[is_b] = j + 1
         names = ("input_ids", "labels", "attention_mask", "position_ids", "block_position_ids")

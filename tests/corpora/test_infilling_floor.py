@@ -61,7 +61,7 @@ Span = tuple[int, int]
 
 def token_law(length: int, rate: float, pmf: np.ndarray) -> dict[tuple[Span, ...], float]:
     """All sets of spans: draw until the budget is met, shuffle, draw the places, one by one."""
-    goal = int(span_budget(rate, np.array([length + 2]))[0])
+    goal = int(span_budget(rate, np.array([length + 2]), np.array([length]))[0])
     law: dict[tuple[Span, ...], float] = {}
 
     def draw(lengths: tuple[int, ...], p: float) -> None:
@@ -92,7 +92,7 @@ def token_law(length: int, rate: float, pmf: np.ndarray) -> dict[tuple[Span, ...
 
 def sentence_law(text: tuple[int, ...], rate: float, stop: int) -> dict[tuple[Span, ...], float]:
     """All orders of the sentences of one text, each followed until the budget is met."""
-    goal = int(span_budget(rate, np.array([len(text) + 2]))[0])
+    goal = int(span_budget(rate, np.array([len(text) + 2]), np.array([len(text)]))[0])
     edges = [0, *(i + 1 for i, t in enumerate(text) if t == stop)]
     edges = [*edges, len(text)] if edges[-1] != len(text) else edges
     sentences = [(a, b - a) for a, b in itertools.pairwise(edges)]

@@ -88,9 +88,22 @@ def length_pmf(mean_length: float | int, max_length: int) -> Float[np.ndarray, "
     return np.append(0.0, weight / weight.sum())
 
 
-def span_budget(rate: float | int, lengths: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-    """How many tokens the spans of a row cover at least: the rate's share, rounded down, but 1."""
-    return np.maximum(1, np.floor(rate * lengths)).astype(np.int64) * (rate > 0)
+def span_budget(
+    rate: float | int,
+    lengths: Int[np.ndarray, " batch"],
+    candidates: Int[np.ndarray, " batch"],
+) -> Int[np.ndarray, " batch"]:
+    """How many tokens the spans of a row cover at least.
+
+    The rate's share of all its tokens, rounded down; but at least 1, and at most what there is.
+
+    Args:
+        rate: the share; at 0 there are no spans.
+        lengths: tokens of each row without padding, special tokens included.
+        candidates: those of them that a span may cover.
+    """
+    share = np.maximum(1, np.floor(rate * lengths)).astype(np.int64)
+    return np.minimum(share, candidates) * (rate > 0)
 
 
 def infilling_floor(
@@ -142,7 +155,7 @@ def infilling_floor(
     for argument, array in fields.items():
         expected = f"{(len(ids), input_ids.shape[1])}, as input_ids, a row for each text"
         require(array.shape == (len(ids), input_ids.shape[1]), argument, array.shape, expected)
-    budgets = span_budget(rate, texts.framed)
+    budgets = span_budget(rate, texts.framed, texts.length)
     items: list[_Item] = []
     for row in range(len(ids)):
         layout = _Layout.read(language, row, ids[row], fields, marks)
