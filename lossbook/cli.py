@@ -27,6 +27,8 @@ class Kind(NamedTuple):
 #: The objectives that the commands know by name. A new one adds its line here.
 OBJECTIVES = {
     "masked-lm": Kind("lossbook.objectives:MaskedLM", "lossbook.models:Encoder"),
+    "next-sentence": Kind("lossbook.objectives:NextSentence", "lossbook.models:PairEncoder"),
+    "sentence-order": Kind("lossbook.objectives:SentenceOrder", "lossbook.models:PairEncoder"),
     "causal-lm": Kind("lossbook.objectives:CausalLM", "lossbook.models:Decoder"),
     "conditional-lm": Kind("lossbook.objectives:ConditionalLM", "lossbook.models:Decoder"),
     "blank-infilling": Kind("lossbook.objectives:BlankInfilling", "lossbook.models:Infiller"),
@@ -283,9 +285,15 @@ def floor(
 
     language = HiddenMarkovLanguage.default()
     goal = _make(_kind(objective).objective, language.vocabulary, setting, seed)
-    mean, error, targets = _floor(goal, language, texts, length, seed)
-    typer.echo(f"{goal.name} on {language.name}: {mean:.4f} ± {error:.4f} nats per target")
-    typer.echo(f"perplexity {2.718281828459045**mean:.3f}, {mean / 0.6931471805599453:.4f} bits")
+    found = _floor(goal, language, texts, length, seed)
+    for name, (mean, error, _) in found.items():
+        typer.echo(f"{name} on {language.name}: {mean:.4f} ± {error:.4f} nats per target")
+        typer.echo(
+            f"perplexity {2.718281828459045**mean:.3f}, {mean / 0.6931471805599453:.4f} bits"
+        )
+    if len(found) > 1:
+        typer.echo(f"sum of the terms: {sum(mean for mean, *_ in found.values()):.4f} nats")
+    targets = " + ".join(str(number) for *_, number in found.values())
     typer.echo(f"{texts} texts of {length} tokens, {targets} targets; ± is one standard error")
 
 
@@ -415,20 +423,29 @@ def _unknown_words(vocabulary: Any, text: str) -> list[str]:
 
 def _floor(
     goal: Any, language: Any, texts: int, length: int, seed: int
-) -> tuple[float, float, int]:
-    """Mean entropy of the targets, its standard error over texts, and the number of targets."""
+) -> dict[str, tuple[float, float, int]]:
+    """For each term of the objective the mean entropy of its targets, the standard error over
+    texts, and the number of targets."""
     import numpy as np
 
-    sums, counts = [], []
+    rows: dict[str, list[Any]] = {}
     for index, first in enumerate(range(0, texts, 64)):
         size = min(64, texts - first)
         ids = language.batch(size, length, seed=seed, index=index, split="validation")
         batch = goal.corrupt(ids, np.random.default_rng([seed, 0, index, 3]))
         found = goal.floor(language, ids, batch)
-        row = np.nonzero(found.targets)[0]
-        sums.append(np.bincount(row, found.entropy, size))
-        counts.append(np.bincount(row, minlength=size))
-    y, n = np.concatenate(sums), np.concatenate(counts)
+        for name, floor in (found if isinstance(found, dict) else {goal.name: found}).items():
+            row = np.nonzero(floor.targets)[0]
+            sums = np.bincount(row, floor.entropy, size), np.bincount(row, minlength=size)
+            rows.setdefault(name, []).append(sums)
+    return {name: _mean_and_error(parts, texts) for name, parts in rows.items()}
+
+
+def _mean_and_error(parts: Sequence[Any], texts: int) -> tuple[float, float, int]:
+    """From sums and numbers of targets per text: their ratio and its standard error."""
+    import numpy as np
+
+    y, n = (np.concatenate(part) for part in zip(*parts, strict=True))
     require(n.sum(), "texts", texts, "enough for at least one target")
     mean = y.sum() / n.sum()
     error = np.sqrt(((y - mean * n) ** 2).sum() / (texts * (texts - 1))) / n.mean()

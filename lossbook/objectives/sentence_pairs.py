@@ -311,6 +311,9 @@ class SentencePairs(Objective):
         """
         vocabulary: Any = self.vocabulary
         texts = [part for part in text.split("\n\n") if part.strip()]
+        least = 2 if self.name == "next-sentence" else 1
+        require(len(texts) >= least, "text", text, "two documents, an empty line between them: "
+                "a negative pair takes its second segment from another")  # fmt: skip
         rows = [[vocabulary.cls_id, *vocabulary.encode(part), vocabulary.sep_id] for part in texts]
         width = max(len(row) for row in rows) + self.slack + FRAME
         ids = np.full((len(rows), width), vocabulary.pad_id)

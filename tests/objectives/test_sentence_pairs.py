@@ -345,7 +345,7 @@ def test_show():
     assert [place.seen for place in shown].count("[SEP]") == 2
     alone = SentenceOrder(LANGUAGE.vocabulary, rate=0.5).show("the king waits . he smiles .")
     assert alone[0].target[:-1] == "sentence_order_label "
-    with pytest.raises(ValueError, match="ids: expected at least 2 rows"):
+    with pytest.raises(ValueError, match="text: expected two documents, an empty line between"):
         NextSentence(LANGUAGE.vocabulary).show("one text . alone .")
 
 
