@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 TASKS = ("next-sentence", "sentence-order")
 IGNORED = -100
 LONGEST = 512  # a sentence above this counts as unbounded
-GROUP = 8  # pairs in one pass
+GROUP = 16  # pairs in one pass
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -272,7 +273,8 @@ class _Law:
         weights[2 : target + 1] = short / max(1, target - 1)
         weights[target] += 1 - short if target >= 2 else 1.0
         self.weights = torch.from_numpy(weights)  # of each target
-        nodes, share = np.polynomial.legendre.leggauss(text // shortest // 2 + 2)
+        most = (target - 1) // shortest  # inner ends: a polynomial of degree most - 1
+        nodes, share = np.polynomial.legendre.leggauss(max(1, (most + 1) // 2))
         self.nodes = torch.from_numpy((nodes + 1) / 2)
         self.share = torch.from_numpy(share / 2)
 
@@ -382,14 +384,17 @@ class _Law:
 
         The document goes on unseen; its sentence ends within ``q`` tokens count.
         """
+        return torch.einsum("kbgs,qkgs,g->bq", ends, self.unseen, self.share / 2)
+
+    @cached_property
+    def unseen(self) -> Tensor:
+        """E[u ** (sentence ends in the next ``q`` tokens)], ``[q, topics, nodes, states]``."""
         tables, u = self.tables, self.nodes
-        future = torch.ones(len(tables.initial), len(u), tables.move.shape[1], dtype=torch.float64)
         counted = 1 - tables.stop[:, None] + u[:, None] * tables.stop[:, None]
-        found = []
-        for _ in range(self.room):
-            found.append(torch.einsum("kbgs,kgs->bg", ends, future) @ self.share / 2)
-            future = torch.einsum("kgs,kts->kgt", future * counted, tables.move)
-        return torch.stack(found, 1)
+        future = [torch.ones(len(counted), len(u), tables.move.shape[1], dtype=torch.float64)]
+        for _ in range(self.room - 1):
+            future.append((future[-1] * counted) @ tables.move.mT)
+        return torch.stack(future)
 
     def forced(self, first: _Segment) -> Tensor:
         """P(the first segment is a chunk of one sentence)."""
@@ -404,11 +409,16 @@ class _Law:
         ``place`` is uniform on 0 ... c with c = text - (room - a); the segment begins with the
         first sentence behind it, if that leaves room, and otherwise another document is tried.
         """
-        tables, most = self.tables, self.text - self.room + int(a.max())
-        begun = tables.initial.clone()  # place 0
+        return self.entries[self.text - self.room + a].movedim(0, 1)[:, :, None]
+
+    @cached_property
+    def entries(self) -> Tensor:
+        """The law of the first state by the last place ``c``, ``[c, topics, states]``."""
+        tables = self.tables
+        begun = tables.initial  # place 0
         state, waiting = tables.initial, torch.zeros_like(tables.initial)
         laws = []
-        for c in range(most + 1):
+        for c in range(self.text + 1):
             good = begun / (c + 1)
             fail = max(0.0, 1 - float(good.sum()))
             again = self.tries if fail == 1 else (1 - fail**self.tries) / (1 - fail)
@@ -417,7 +427,7 @@ class _Law:
             begun = begun + torch.einsum("ks,kst->kt", waiting * tables.stop, tables.move)
             waiting = torch.einsum("ks,kst->kt", waiting * (1 - tables.stop), tables.move)
             state = torch.einsum("ks,kst->kt", state, tables.move)
-        return torch.stack(laws)[self.text - self.room + a].movedim(0, 1)[:, :, None]
+        return torch.stack(laws)
 
 
 def _tokens(
