@@ -46,9 +46,9 @@ def torch_walk(make, theta, gradients, rates, by_step=lambda t: {}):
     return np.array(path)
 
 
-def optax_walk(theta, gradients, rates, **options):
+def optax_walk(theta, gradients, rates, name="adam", **options):
     """The first of lr and gradients changes by step; optax counts from 0."""
-    transform = optax.adam(1.0, **options)
+    transform = getattr(optax, name)(1.0, **options)
     theta = jax.numpy.asarray(theta)
     state, path = transform.init(theta), [np.asarray(theta)]
     for g, lr in zip(gradients, rates, strict=True):
@@ -322,6 +322,7 @@ SOLUTIONS = {
     "eps-schedule": "eps_schedule",
     "bert-from-adam": "bert_from_adam",
     "rare-word": "carried",
+    "nadam-psi": "momentum_decay",
 }
 
 
@@ -412,6 +413,10 @@ MUTANTS = [
         ),
         "ratio 1",
     ),
+    ("nadam-psi", lambda a: math.log(0.96) / math.log(a) if a < 1 else 0.0, "way round"),
+    ("nadam-psi", lambda a: -math.log(a) / math.log(0.96), "without a sign"),
+    ("nadam-psi", lambda a: math.log(a, 0.996), "0.96 itself"),
+    ("nadam-psi", lambda a: min(math.log(a) / math.log(0.96), 1e3), "A large ψ"),
 ]
 
 
@@ -454,3 +459,412 @@ SLIPS = ["betas exchanged", "written as numbers", "in place", "counts from 0", "
 def test_the_check_of_a_step_catches_other_slips(slip):
     assert checks.check("adam-step", wrong_adam(None)).passed
     assert not checks.check("adam-step", wrong_adam(slip)).passed
+
+
+# The relatives
+
+
+@pytest.fixture
+def double():
+    """torch keeps NAdam's product of momenta in the default precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def torch_amsgrad(p, **options):
+    return torch.optim.Adam(p, amsgrad=True, **options)
+
+
+RELATIVES = {
+    "amsgrad_step": (3, {}, optim.AMSGrad, torch_amsgrad),
+    "adamax_step": (2, {}, optim.AdaMax, torch.optim.Adamax),
+    "nadam_step": (2, {}, optim.NAdam, torch.optim.NAdam),
+    "radam_step": (2, {}, optim.RAdam, torch.optim.RAdam),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.75)])
+@pytest.mark.parametrize(("shape", "seed"), [((7,), 4), ((6, 5), 3), ((4, 3, 5), 1), ((2, 0), 2)])
+def test_the_relatives_equal_lossbook_and_torch(derivation, double, name, betas, shape, seed):
+    page = derivation(CHAPTER)
+    memory, options, ours, theirs = RELATIVES[name]
+    theta, gradients, rates = problem(shape, seed)
+    constants = {"beta1": betas[0], "beta2": betas[1], "eps": 1e-3, **options}
+    path = page.walk(getattr(page, name), theta, gradients, rates, memory=memory, **constants)
+    for kind in (ours, theirs):
+        other = torch_walk(lambda p, k=kind: k(p, betas=betas, eps=1e-3), theta, gradients, rates)
+        assert path.size == 0 or checks.travel_difference(path, other) <= 1e-11
+
+
+OPTAX = [
+    ("amsgrad_step", "amsgrad", 3, {"maximum": "corrected"}, optim.AMSGrad),
+    ("adamax_step", "adamax", 2, {}, optim.AdaMax),
+    ("nadam_step", "nadam", 2, {"psi": math.inf}, optim.NAdam),
+    ("radam_step", "radam", 2, {"outside": True}, optim.RAdam),
+]
+
+
+@pytest.mark.parametrize(("step", "name", "memory", "options", "kind"), OPTAX)
+def test_the_relatives_equal_optax(derivation, step, name, memory, options, kind):
+    page = derivation(CHAPTER)
+    theta, gradients, rates = problem((6, 5), 4)
+    path = page.walk(
+        getattr(page, step), theta, gradients, rates, memory=memory, eps=1e-3, **options
+    )
+    other = optax_walk(theta, gradients, rates, name=name, eps=1e-3)
+    ours = torch_walk(lambda p: kind.like("optax", p, eps=1e-3), theta, gradients, rates)
+    assert checks.travel_difference(path, other) <= 1e-11
+    assert checks.travel_difference(path, ours) <= 1e-11
+
+
+def test_the_relatives_change_nothing_they_are_given(museum):
+    page = museum(CHAPTER)
+    steps = ["amsgrad_step", "adamax_step", "nadam_step", "radam_step", "counted_twice"]
+    for name in steps:
+        memory = 3 if name == "amsgrad_step" else 2
+        state = [np.ones(3), np.arange(3.0), *[np.full(3, 0.5)] * memory]
+        before = [array.copy() for array in state]
+        getattr(page, name)(*state, 2, lr=0.1)
+        assert all(np.array_equal(a, b) for a, b in zip(state, before, strict=True))
+
+
+def cycle(period, beta2, rounds):
+    """v and Adam's steps (beta1 = 0) in the last of many periods, by running them."""
+    v, found = 0.0, []
+    for t in range(period * rounds):
+        g = float(period) if t % period == 0 else -1.0
+        v = beta2 * v + (1 - beta2) * g * g
+        found.append((v, -g / math.sqrt(v)))
+    return np.array(found[-period:]).T
+
+
+def test_the_example_of_reddi(derivation):
+    """8.21, 1.72, 1.07; -1.05, +0.76, +0.97; together +0.68 and, for AMSGrad, -0.35."""
+    page = derivation(CHAPTER)
+    v, steps = cycle(3, 0.1, 30)
+    assert [round(x, 2) for x in v] == [8.21, 1.72, 1.07]
+    assert [round(x, 2) for x in steps] == [-1.05, 0.76, 0.97]
+    assert round(steps.sum(), 2) == 0.68
+    assert round(-1 / math.sqrt(v.max()), 2) == -0.35
+    for period, beta2 in ((3, 0.1), (3, 0.9), (10, 0.5), (10, 0.97), (101, 0.99)):
+        steps = cycle(period, beta2, 400 if period < 101 else 40)[1]
+        assert checks.difference(page.mean_step(period, beta2), steps.mean()) <= 1e-9
+    for period, window in ((3, 1.9), (10, 22), (101, 2512)):
+        below, above = (page.mean_step(period, 1 - 1 / (window * f)) for f in (0.95, 1.05))
+        assert below > 0 > above
+
+
+def test_torchs_own_betas_go_uphill_too(derivation):
+    """One of 101 before a hundred of -1: +0.001 and -0.001, and lossbook agrees with torch."""
+    page = derivation(CHAPTER)
+    gradients = ([np.array([101.0])] + [-np.ones(1)] * 100) * 40
+    rates = np.ones(len(gradients))
+    adam = page.walk(page.adam_step, np.zeros(1), gradients, rates)[:, 0]
+    amsgrad = page.walk(page.amsgrad_step, np.zeros(1), gradients, rates, memory=3)[:, 0]
+    means = [(path[4040] - path[2020]) / 2020 for path in (adam, amsgrad)]
+    assert [round(float(x), 3) for x in means] == [0.001, -0.001]
+
+
+def test_what_a_maximum_costs():
+    """A first gradient of 10: 0.72 and 0.97 of a step at 100 and 1000, or a tenth for ever."""
+    steps = {"raw": [], "corrected": []}
+    m = v = raw = corrected = 0.0
+    for t in range(1, 1001):
+        g = 10.0 if t == 1 else 1.0
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        raw, corrected = max(raw, v), max(corrected, v / (1 - 0.999**t))
+        m_hat = m / (1 - 0.9**t)
+        steps["raw"].append(m_hat / math.sqrt(raw / (1 - 0.999**t)))
+        steps["corrected"].append(m_hat / math.sqrt(corrected))
+    found = {k: [round(x[t - 1], 2) for t in (100, 1000)] for k, x in steps.items()}
+    assert found == {"raw": [0.72, 0.97], "corrected": [0.10, 0.10]}
+    gradients = [np.array([10.0])] + [np.ones(1)] * 29
+    for preset, form in (("torch", "raw"), ("optax", "corrected")):
+        path = torch_walk(
+            lambda p, n=preset: optim.AMSGrad.like(n, p), np.zeros(1), gradients, np.ones(30)
+        )
+        assert np.allclose(-np.diff(path[:, 0]), steps[form][:30], rtol=1e-6)
+
+
+def test_the_power_of_adamax(derivation):
+    """p = 2 is the Adam of the opening; from 64 on the printed digits are the maximum's."""
+    page = derivation(CHAPTER)
+    gradients = [np.array([g]) for g in (2.0, 1.0, -1.0)]
+    beta = math.sqrt(3 / 4)
+    options = {"beta1": 0.5, "eps": 0.0}
+    adam = page.walk(page.adam_step, np.zeros(1), gradients, np.ones(3), beta2=0.75, **options)
+    assert np.allclose(-np.diff(adam[:, 0]), [1, 0.8819, 0], atol=5e-5)
+    top = page.walk(page.adamax_step, np.zeros(1), gradients, np.ones(3), beta2=beta, **options)
+    assert np.allclose(-np.diff(top[:, 0]), [1, 0.7698, 0], atol=5e-5)
+    sizes = np.array([2 * beta, 1.0])
+    previous = 0.0
+    for p in (2, 4, 16, 64, 500):
+        mean = ((1 - beta**p) * (sizes**p).sum() / (1 - beta ** (2 * p))) ** (1 / p)
+        assert previous < mean < 2 * beta * (1 + 1e-12)  # u_2 = max(2 beta, 1)
+        previous = mean
+    assert math.isclose(previous, 2 * beta, rel_tol=1e-3)
+
+
+def test_the_largest_step_of_adamax():
+    """1.009 by gradients that shrink by beta2, in torch."""
+    gradients = [np.array([0.999**i]) for i in range(200)]
+    path = torch_walk(
+        lambda p: torch.optim.Adamax(p, eps=0.0), np.zeros(1), gradients, np.ones(200)
+    )[:, 0]
+    assert round(float(path[-2] - path[-1]), 3) == 1.009
+    assert math.isclose(path[-2] - path[-1], 0.999 * 0.1 / 0.099, rel_tol=1e-6)
+
+
+NADAM = {
+    "torch": (1.056, 0.588, (0.45, 0.46), 0.004),
+    "keras": (1.063, 0.197, (0.47, 0.89), 1.0),
+    "optax": (1.474, 0.190, (0.90, 0.90), math.inf),
+    "timm": (1.9, 0.190, (0.90, 0.90), math.inf),
+}
+
+
+@pytest.mark.parametrize("name", NADAM)
+def test_the_table_of_nadams(derivation, name):
+    """First steps and weights out of lossbook's optimizers, which the libraries check."""
+    page = derivation(CHAPTER)
+    first, newest, momenta, psi = NADAM[name]
+    same = {"lr": 1.0, "eps": 0.0, "weight_decay": 0.0}
+
+    def steps(gradients):
+        arrays = [np.array([g]) for g in gradients]
+        make = lambda p: optim.NAdam.like(name, p, **same)  # noqa: E731
+        return -np.diff(torch_walk(make, np.zeros(1), arrays, np.ones(len(arrays)))[:, 0])
+
+    assert round(float(steps([0.3])[0]), 3) == first
+    silence = steps([1e-100] * 99 + [1.0])[-1] * math.sqrt(0.001 / (1 - 0.999**100))
+    assert abs(silence - newest) < 6e-4
+    assert tuple(round(float(page.momentum(t, 0.9, psi)), 2) for t in (1, 100)) == momenta
+    if name != "timm":
+        found = page.nadam_weights(1, psi)[0], page.nadam_weights(100, psi)[1]
+        assert (round(float(found[0]), 3), round(float(found[1]), 3)) == (first, newest)
+
+
+def test_what_the_schedule_of_torch_does(derivation):
+    """Half of the step for 1600 steps, half way at 4245, 11.7 and 6.0 after silence, the dip."""
+    page = derivation(CHAPTER)
+    above = [t for t in range(100, 2000, 10) if page.nadam_weights(t, 0.004)[1] > 0.5]
+    assert 1600 <= max(above) < 1700
+    assert round(math.log(2) / 0.004 / -math.log(0.96)) == 4245
+    assert round(math.log(2) / -math.log(0.96)) == 17
+    root = math.sqrt(0.001)
+    assert round(page.nadam_weights(5000, 0.004)[1] / root, 1) == 11.7
+    assert round(page.nadam_weights(5000, 1.0)[1] / root, 1) == 6.0
+    for psi in (0.004, 1.0):
+        sums = [page.nadam_weights(t, psi)[0] for t in range(1, 50)]
+        assert np.argmin(sums) == 3 and 0.7 < min(sums) < 0.74
+    assert round(0.96**0.004, 6) == 0.999837
+
+
+def test_the_moments_of_an_inverse_chi_squared():
+    """1/(n - 2) and 1/((n - 2)(n - 4)), by adding up the density."""
+    x = np.linspace(1e-6, 150, 2_000_001)
+    for n in (6, 9, 20):
+        density = x ** (n / 2 - 1) * np.exp(-x / 2)
+        density /= density.sum()
+        assert math.isclose((density / x).sum(), 1 / (n - 2), rel_tol=1e-4)
+        assert math.isclose((density / x**2).sum(), 1 / ((n - 2) * (n - 4)), rel_tol=1e-4)
+        variance = n**2 * ((density / x**2).sum() - (density / x).sum() ** 2)
+        formula = 2 * n**2 / ((n - 2) ** 2 * (n - 4))
+        assert math.isclose(variance, formula, rel_tol=1e-3)
+
+
+def test_the_rectifier(derivation):
+    """0.026, 0.22, 0.83; rho_5 < 5 < rho_6; like the root of t/2000; the spread of 3000 runs."""
+    page = derivation(CHAPTER)
+    r = [float(page.rectifier(t, 0.999)) for t in (6, 100, 2000)]
+    assert [round(r[0], 3), *(round(x, 2) for x in r[1:])] == [0.026, 0.22, 0.83]
+    for beta2 in (0.9, 0.95, 0.98, 0.99, 0.999):
+        assert page.average_length(4, beta2) < 4 < page.average_length(5, beta2) < 5
+        assert page.average_length(6, beta2) > 5
+    for t in (50, 100, 200):
+        assert abs(page.rectifier(t, 0.999) / math.sqrt(t / 2000) - 1) < 0.1
+    rng, v, spread = np.random.default_rng(77), np.zeros(3000), {}
+    for t in range(1, 6001):
+        v = 0.999 * v + 0.001 * rng.normal(size=3000) ** 2
+        if t in (6, 40, 100, 1000, 6000):
+            spread[t] = np.std(1 / np.sqrt(v / (1 - 0.999**t)))
+    for t in (40, 100, 1000):
+        assert abs(page.rectifier(t, 0.999) * spread[t] / spread[6000] - 1) < 0.13
+    assert spread[6000] / spread[6] > 1.2 * page.rectifier(6, 0.999)
+
+
+def test_radam_does_not_forget_the_size_of_the_gradient():
+    gradients = [np.array([1000.0])] * 7
+    steps = -np.diff(torch_walk(torch.optim.RAdam, np.zeros(1), gradients, np.ones(7))[:, 0])
+    assert np.allclose(steps[:5], 1000) and (steps[5:] < 1).all()
+
+
+def test_how_far_the_forms_are_apart(derivation):
+    """The printed hundredths, from the page's functions; timm's and the paper's by hand."""
+    page = derivation(CHAPTER)
+    rng = np.random.default_rng(3)
+    shapes = ((7,), (6, 5), (4, 3, 5))
+    start = [rng.normal(size=shape) for shape in shapes]
+    sizes = 10 ** rng.uniform(-3, 0, size=30)
+    gradients = [[size * rng.normal(size=shape) for shape in shapes] for size in sizes]
+    rates = 0.1 * rng.uniform(0.2, 1, size=30)
+
+    def path(step, memory=2, **options):
+        parts = [
+            page.walk(step, x, [g[i] for g in gradients], rates, memory, eps=1e-3, **options)
+            for i, x in enumerate(start)
+        ]
+        return np.array(
+            [np.concatenate([x.ravel() for x in row]) for row in zip(*parts, strict=True)]
+        )
+
+    def timm(theta, g, m, v, t, *, lr, eps):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        ahead = (0.9 * m + 0.1 * g) / (1 - 0.9**t)
+        return theta - lr * ahead / (np.sqrt(v / (1 - 0.999**t)) + eps), m, v
+
+    def paper(theta, g, m, v, v_max, t, *, lr, eps):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        v_max = np.maximum(v_max, v)
+        return theta - lr * m / (np.sqrt(v_max) + eps), m, v, v_max
+
+    nadam = {psi: path(page.nadam_step, psi=psi) for psi in (0.004, 1.0, math.inf)}
+    raw = path(page.amsgrad_step, 3)
+    pairs = [
+        (nadam[0.004], nadam[1.0], 0.19),
+        (nadam[0.004], nadam[math.inf], 0.46),
+        (nadam[1.0], nadam[math.inf], 0.34),
+        (nadam[math.inf], path(timm), 0.10),
+        (raw, path(page.amsgrad_step, 3, maximum="corrected"), 0.17),
+        (raw, path(paper, 3), 5.08),
+        (path(page.radam_step), path(page.radam_step, outside=True), 0.07),
+    ]
+    for one, two, printed in pairs:
+        assert round(checks.travel_difference(one, two), 2) == printed
+
+
+WRONG_RELATIVES = {
+    "counted_twice": ("nadam-step", "nadam_step", "constant gradient, step 4, ψ = 1"),
+    "cached_rate": ("radam-step", "radam_step", "step 6 again, at another rate"),
+}
+
+
+@pytest.mark.parametrize("bug", WRONG_RELATIVES)
+def test_each_wrong_relative_fails_the_check_that_the_right_one_passes(museum, bug):
+    page = museum(CHAPTER)
+    page.CACHE.clear()
+    name, right, case = WRONG_RELATIVES[bug]
+    assert checks.check(name, getattr(page, right)).passed
+    report = checks.check(name, getattr(page, bug))
+    assert case in report.failures
+    assert len(report.failures) < report.total
+
+
+def test_what_a_momentum_that_counts_twice_costs(museum):
+    """0.7 % at step 1 and 0.1 % at step 5; 9.6 % where the momentum is constant."""
+    page = museum(CHAPTER)
+    gradients = [np.ones(1)] * 5
+
+    def steps(step, psi):
+        return -np.diff(page.walk(step, np.zeros(1), gradients, np.ones(5), psi=psi)[:, 0])
+
+    loss = 100 * (1 - steps(page.counted_twice, 0.004) / steps(page.nadam_step, 0.004))
+    assert [round(float(loss[i]), 1) for i in (0, 4)] == [0.7, 0.1]
+    loss = 100 * (1 - steps(page.counted_twice, math.inf) / steps(page.nadam_step, math.inf))
+    assert round(float(loss[0]), 1) == 9.6
+
+
+def test_a_cache_without_the_rate_moves_every_group_by_the_first(museum):
+    page = museum(CHAPTER)
+    page.CACHE.clear()
+    gradients = [np.ones(1)] * 30
+    first = page.walk(page.cached_rate, np.zeros(1), gradients, np.full(30, 0.1))
+    second = page.walk(page.cached_rate, np.zeros(1), gradients, np.full(30, 0.001))
+    right = page.walk(page.radam_step, np.zeros(1), gradients, np.full(30, 0.1))
+    assert checks.travel_difference(first, right) <= 1e-12
+    assert np.array_equal(first, second)
+
+
+def nadam_slip(slip):
+    def step(theta, g, m, v, t, *, lr, beta1, beta2, eps, psi):
+        old, m = m, beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        mu = [beta1 * (1 - 0.5 * 0.96 ** (s * psi)) for s in range(1, t + 2)]
+        if slip == "m decays by mu":
+            m = mu[-2] * old + (1 - mu[-2]) * g
+        now, after = math.prod(mu[:-1]), math.prod(mu)
+        if slip == "one product":
+            after = now
+        weight = mu[-2] if slip == "no step ahead" else mu[-1]
+        past = old if slip == "the old average" else m
+        ahead = (1 - mu[-2]) / (1 - now) * g + weight / (1 - after) * past
+        v_hat = v / (1 - beta2**t)
+        below = np.sqrt(v_hat + eps) if slip == "eps inside" else np.sqrt(v_hat) + eps
+        return theta - lr * ahead / below, m, v
+
+    return step
+
+
+NADAM_SLIPS = {
+    "m decays by mu": "m decays by β₁",
+    "one product": "one factor longer",
+    "no step ahead": "belongs to the next step",
+    "the old average": "the new m",
+    "eps inside": "outside the root",
+}
+
+
+@pytest.mark.parametrize("slip", NADAM_SLIPS)
+def test_the_check_of_nadam_catches_slips(slip):
+    assert checks.check("nadam-step", nadam_slip(None)).passed
+    report = checks.check("nadam-step", nadam_slip(slip))
+    assert not report.passed and NADAM_SLIPS[slip] in " ".join(str(report).split())
+
+
+def radam_slip(slip):
+    def step(theta, g, m, v, t, *, lr, beta1, beta2, eps):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        last = 2 / (1 - beta2) - 1
+        rho = last - 2 * t * beta2**t / (1 - beta2**t)
+        r = math.sqrt(max((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho), 0))
+        if slip == "written as numbers":
+            beta1, beta2 = 0.9, 0.999
+        if rho <= (4 if slip == "threshold 4" else 5):
+            return theta - lr * (-1 if slip == "climbs" else 1) * m / (1 - beta1**t), m, v
+        root = math.sqrt(1 - beta2**t)
+        if slip == "uncorrected":
+            root = 1.0
+        below = np.sqrt(v) / root + eps if slip == "eps outside" else (np.sqrt(v) + eps) / root
+        return theta - lr * (1 if slip == "no r" else r) * m / (1 - beta1**t) / below, m, v
+
+    return step
+
+
+RADAM_SLIPS = {
+    "climbs": "downhill",
+    "threshold 4": "just below 5",
+    "no r": "Adam's step times r",
+    "uncorrected": "second moment corrected",
+    "written as numbers": "betas written as numbers",
+    "eps outside": "beside √v",
+}
+
+
+@pytest.mark.parametrize("slip", RADAM_SLIPS)
+def test_the_check_of_radam_catches_slips(slip):
+    assert checks.check("radam-step", radam_slip(None)).passed
+    report = checks.check("radam-step", radam_slip(slip))
+    assert not report.passed and RADAM_SLIPS[slip] in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize(("preset", "a"), [("keras", 0.96), ("optax", 1e-300)])
+def test_nadam_by_psi(solutions, double, preset, a):
+    psi = solutions(CHAPTER).momentum_decay(a)
+    theta, gradients, rates = problem((3, 2), 4)
+    torchs = torch_walk(
+        lambda p: torch.optim.NAdam(p, eps=1e-3, momentum_decay=psi), theta, gradients, rates
+    )
+    ours = torch_walk(lambda p: optim.NAdam.like(preset, p, eps=1e-3), theta, gradients, rates)
+    assert checks.travel_difference(torchs, ours) <= 1e-12

@@ -164,3 +164,159 @@ def _way(n: int, beta1: float, beta2: float) -> float:
 
 def _one_then_silence(n: int) -> Sequence[float]:
     return [1.0] + [0.0] * (n - 1)
+
+
+@grader("nadam-step")
+def nadam_step() -> Iterable[Case]:
+    """``f(theta, g, m, v, t, *, lr, beta1, beta2, eps, psi)``: the new theta, m and v."""
+    rng = np.random.default_rng(2)
+    one, empty = np.array([1.0, 1.0]), np.zeros(2)
+    yield _nadam(
+        "step 1, ε = 0",
+        (one, np.array([300.0, -0.02]), empty, empty, 1),
+        "Step 1 needs μ₁ and μ₂: is the second product one factor longer than the first?",
+        eps=0.0,
+    )
+    yield _nadam(
+        "constant gradient, step 4, ψ = 1",
+        (np.ones(1), *_history(np.array([-0.5]), 4)),
+        "1 − μ₁⋯μ_t below g, 1 − μ₁⋯μ_{t+1} below m. Does a μ count twice?",
+        psi=1.0,
+    )
+    yield _nadam(
+        "a silent step",
+        (one, np.zeros(2), np.array([1.0, -2.0]), np.array([1.0, 4.0]), 400),
+        "The term of m belongs to the next step: μ_{t+1}, and the new m.",
+        psi=0.1,
+    )
+    yield _nadam(
+        "an infinite ψ",
+        (one, *_history(np.array([3.0, -1.0]), 3)),
+        "Then every μ is β₁: 0.96 to an infinite power is 0.",
+        psi=math.inf,
+    )
+    state = rng.normal(size=(3, 1, 2))
+    yield _nadam(
+        "rank 2, other betas, large ε",
+        (state[0], state[1], state[2], state[1] ** 2 + 0.3, 60),
+        "m decays by β₁, not by μ; ε stands outside the root.",
+        beta1=0.7,
+        beta2=0.95,
+        eps=0.3,
+    )
+    yield _nadam(
+        "step 3000, no product left",
+        (one, *_history(np.array([3.0, -1.0]), 3000)),
+        "A sign, or the learning rate?",
+    )
+
+
+def _nadam(label: str, state: tuple, hint: str, **options: float) -> Case:
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "psi": 0.004, **options}
+    return Case(label, state, _nadam_expected(*state, **options), hint, options, tolerance=1e-7)
+
+
+def _nadam_expected(theta, g, m, v, t, lr, beta1, beta2, eps, psi):
+    """One number at a time, and the product of momenta by a loop."""
+    product, mu = 1.0, [beta1 * (1 - 0.5 * math.pow(0.96, s * psi)) for s in range(1, t + 2)]
+    for factor in mu[:-1]:
+        product *= factor
+    new = [np.empty(theta.shape) for _ in range(3)]
+    for i in np.ndindex(theta.shape):
+        first = beta1 * m[i] + (1 - beta1) * g[i]
+        second = beta2 * v[i] + (1 - beta2) * g[i] * g[i]
+        ahead = (1 - mu[-2]) * g[i] / (1 - product) + mu[-1] * first / (1 - product * mu[-1])
+        move = lr * ahead / (math.sqrt(second / (1 - math.pow(beta2, t))) + eps)
+        for array, value in zip(new, (theta[i] - move, first, second), strict=True):
+            array[i] = value
+    return tuple(new)
+
+
+@grader("radam-step")
+def radam_step() -> Iterable[Case]:
+    """``f(theta, g, m, v, t, *, lr, beta1, beta2, eps)``: the new theta, m and v."""
+    one, rng = np.array([1.0, 1.0]), np.random.default_rng(4)
+    steady = np.array([3.0, -1.0])
+    yield _radam(
+        "step 5: not rectified yet",
+        (one, *_history(steady, 5)),
+        "ρ₅ is just below 5: the step is η m̂, downhill, with nothing below it.",
+    )
+    yield _radam(
+        "step 6: rectified",
+        (one, *_history(steady, 6)),
+        "ρ₆ is just above 5: Adam's step times r. Is the second moment corrected?",
+    )
+    yield _radam(
+        "step 6 again, at another rate",
+        (one, *_history(steady, 6)),
+        "The same step with another learning rate: is something kept from the last call?",
+        lr=0.001,
+    )
+    yield _radam(
+        "step 6 once more, other betas",
+        (one, *_history(steady, 6)),
+        "Are the betas written as numbers, or kept from the last call?",
+        beta1=0.5,
+        beta2=0.9,
+    )
+    yield _radam(
+        "step 1, gradient exactly zero",
+        (one, np.array([0.0, 1.0]), np.zeros(2), np.zeros(2), 1),
+        "Nothing is divided in the first five steps.",
+    )
+    state = rng.normal(size=(3, 1, 2))
+    yield _radam(
+        "rank 2, large ε",
+        (state[0], state[1], state[2], state[1] ** 2 + 0.3, 40),
+        "ε stands beside √v, in front of the correction.",
+        eps=0.3,
+    )
+
+
+def _radam(label: str, state: tuple, hint: str, **options: float) -> Case:
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **options}
+    return Case(label, state, _radam_expected(*state, **options), hint, options, tolerance=1e-7)
+
+
+def _radam_expected(theta, g, m, v, t, lr, beta1, beta2, eps):
+    """rho as one plus twice the mean age, r as a ratio of two spreads."""
+    weights = [math.pow(beta2, k) for k in range(t)]
+    age = math.fsum(k * w for k, w in enumerate(weights)) / math.fsum(weights)
+    rho, last = 1 + 2 * age, (1 + beta2) / (1 - beta2)
+    new = [np.empty(theta.shape) for _ in range(3)]
+    for i in np.ndindex(theta.shape):
+        first = beta1 * m[i] + (1 - beta1) * g[i]
+        second = beta2 * v[i] + (1 - beta2) * g[i] * g[i]
+        move = lr * first / (1 - math.pow(beta1, t))
+        if rho > 5:
+            spread = [math.sqrt(n / ((n - 2) * (n - 4))) for n in (last, rho)]
+            move *= spread[0] / spread[1] * math.sqrt(1 - math.pow(beta2, t))
+            move /= math.sqrt(second) + eps
+        for array, value in zip(new, (theta[i] - move, first, second), strict=True):
+            array[i] = value
+    return tuple(new)
+
+
+@grader("nadam-psi")
+def nadam_psi() -> Iterable[Case]:
+    """``f(a)``: the momentum_decay with which 0.96^(t psi) is a^t."""
+    for label, a, hint in (
+        ("Keras", 0.96, "Keras's base is 0.96 itself: ψ is 1."),
+        ("a fast schedule", 0.5, "Powers multiply exponents: which way round is the quotient?"),
+        ("torch's default", 0.96**0.004, "This must come out as 0.004, without a sign."),
+        ("a momentum that never rises", 1.0, "The momentum stays at β₁/2: ψ is 0."),
+        ("nearly constant", 1e-30, "A large ψ: the step t does not belong in it."),
+    ):
+        yield Case(label, (a,), _psi(a), hint)
+
+
+def _psi(a: float) -> float:
+    """By bisection of 0.96^psi = a."""
+    if a == 1:
+        return 0.0
+    low, high = 0.0, 1e5
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.pow(0.96, middle) > a else (low, middle)
+    return (low + high) / 2
