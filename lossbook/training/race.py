@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,17 @@ def competitor(name: str) -> Competitor:
     return COMPETITORS[name]
 
 
+@cache
+def language() -> HiddenMarkovLanguage:
+    """The book's language; texts that several runs ask for are drawn once."""
+    made = HiddenMarkovLanguage.default()
+    made.batch = cache(made.batch)
+    return made
+
+
 def decoder(setting: Setting, seed: int) -> Decoder:
     """The model of the race, with the initial weights of a seed."""
-    words = HiddenMarkovLanguage.default().vocabulary.size
+    words = language().vocabulary.size
     shape = {"width": setting.width, "layers": setting.layers, "heads": setting.heads}
     return Decoder(TransformerConfig(words, max_length=setting.length, **shape), seed=seed)
 
@@ -184,11 +193,11 @@ def run(
 
 
 def _train(make: Make, lr: float, seed: int, setting: Setting, stop: int | None) -> History:
-    language, model = HiddenMarkovLanguage.default(), decoder(setting, seed)
+    model = decoder(setting, seed)
     return pretrain(
         model,
-        CausalLM(language.vocabulary),
-        language,
+        CausalLM(language().vocabulary),
+        language(),
         steps=stop or setting.steps,
         batch_size=setting.batch_size,
         length=setting.length,

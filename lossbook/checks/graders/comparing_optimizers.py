@@ -46,6 +46,13 @@ def comparing_tuning() -> Iterable[Case]:
             100,
             "A run that is not finite loses; min() of a NaN is whatever came first.",
         ),
+        (
+            "all of the first rates diverge",
+            lambda rate, steps: math.nan if rate > 2.0**-11 else 1 - rate,
+            2.0**-4,
+            100,
+            "Nothing finite yet: go on towards smaller rates.",
+        ),
     ):
         yield Case(label, (excess, guess, steps), _search(excess, guess, steps), hint)
 
