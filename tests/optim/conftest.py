@@ -1,103 +1,18 @@
-"""A problem on which wrong optimizers differ, and walks through it.
-
-Everything that makes a mistake visible is on: an eps that matters (1e-3), a learning rate that
-changes, decay, ranks 0 to 3 with unequal sides, gradients that are missing now and then, and
-sizes of gradients from 1 to 1e-8.
-"""
+"""The problem on which wrong optimizers differ, and the walks through it, for every test here."""
 
 from __future__ import annotations
 
-import math
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
-import torch
-
-STEPS = 25
-SHAPES = [(), (7,), (6, 5), (4, 3, 5), (3,), (2, 9)]
-
-
-@dataclass
-class Problem:
-    """Starting points, gradients [step][parameter] (None where missing), learning rates."""
-
-    start: list[np.ndarray]
-    gradients: list[list[np.ndarray | None]]
-    rates: list[float]
-
-    @classmethod
-    def hostile(cls, seed: int = 0, missing: bool = True, scale: float = 1.0) -> Problem:
-        rng = np.random.default_rng(seed)
-        start = [rng.normal(size=shape) for shape in SHAPES]
-        gradients = [[cls.draw(rng, t, i, missing, scale) for i in range(6)] for t in range(STEPS)]
-        return cls(start, gradients, [1e-2 * (1 + math.cos(t / 4)) for t in range(STEPS)])
-
-    @staticmethod
-    def draw(
-        rng: np.random.Generator, t: int, i: int, missing: bool, scale: float
-    ) -> np.ndarray | None:
-        size = scale * (10.0 ** -(2 * i - 2) if i >= 1 else 1.0)  # 1, 1, 1e-2, ... 1e-8
-        g = np.asarray(rng.normal(size=SHAPES[i]) * np.exp(rng.normal()) * size)
-        return None if missing and (t + i) % 6 == 5 else g
-
-    def tensors(self, dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
-        return [torch.nn.Parameter(torch.tensor(x).to(dtype)) for x in self.start]
-
-
-Path = list[list[np.ndarray]]  # [step][parameter]
-Adjust = Callable[[torch.optim.Optimizer, int], None]
-
-
-def walk(
-    make: Callable[..., torch.optim.Optimizer],
-    problem: Problem,
-    adjust: Adjust | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Path:
-    """Parameters after 0, 1, 2, ... steps; ``adjust(optimizer, t)`` is called before step t."""
-    tensors = problem.tensors(dtype)
-    return list(positions(make(tensors), tensors, problem, adjust))
-
-
-def positions(
-    optimizer: torch.optim.Optimizer,
-    tensors: list[torch.nn.Parameter],
-    problem: Problem,
-    adjust: Adjust | None = None,
-    first: int = 1,
-) -> Iterator[list[np.ndarray]]:
-    yield [p.detach().double().numpy().copy() for p in tensors]
-    for t in range(first, len(problem.rates) + 1):
-        for p, g in zip(tensors, problem.gradients[t - 1], strict=True):
-            p.grad = None if g is None else torch.tensor(g).to(p.dtype)
-        for group in optimizer.param_groups:
-            group["lr"] = problem.rates[t - 1]
-        if adjust is not None:
-            adjust(optimizer, t)
-        optimizer.step()
-        yield [p.detach().double().numpy().copy() for p in tensors]
-
-
-def distance(a: Path, b: Path) -> float:
-    """Largest difference of any parameter over the distance that it has travelled in all."""
-    worst = 0.0
-    for i in range(len(a[0])):
-        x, y = (np.stack([step[i] for step in path]) for path in (a, b))
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            return np.inf
-        worst = max(worst, np.abs(x - y).max() / max(np.abs(y - y[0]).max(), 1e-300))
-    return worst
+import trajectories
 
 
 @pytest.fixture
-def hostile() -> Problem:
-    return Problem.hostile()
+def hostile() -> trajectories.Problem:
+    return trajectories.Problem.hostile()
 
 
 @pytest.fixture
-def tools():
-    """The functions of this file (files of tests cannot import one another)."""
-    return types.SimpleNamespace(Problem=Problem, walk=walk, positions=positions, distance=distance)
+def tools() -> types.ModuleType:
+    return trajectories
