@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.base import Number, Optimizer, Row
+from lossbook.optim.base import Number, Optimizer
+from lossbook.optim.batching import Row, is_open
+from lossbook.optim.compiled import form_of
 from lossbook.optim.groups import Rule
 
 RATES = ("relative", "warmup", "given")
@@ -287,13 +289,13 @@ class Adafactor(Optimizer):
         rows, columns = ([1 if i == axis else n for i, n in enumerate(shape)] for axis in axes)
         return {**found, "r": tuple(columns), "c": tuple(rows)}
 
-    def _row(self, p: Tensor, state: dict[str, Any]) -> Row:
+    def _row(self, p: Tensor, state: dict[str, Any]) -> tuple[Row, tuple[Any, ...] | None]:
         """(theta, g, *memory), with rows and columns as the last two axes."""
         row = [p, p.grad, *(state[name] for name in ("m", "r", "c", "v") if name in state)]
-        if "v" in state:
-            return row
-        axes = self._factored(p)
-        return row if axes == (p.ndim - 2, p.ndim - 1) else [x.movedim(axes, (-2, -1)) for x in row]
+        axes = None if "v" in state else self._factored(p)
+        if axes not in (None, (p.ndim - 2, p.ndim - 1)):
+            row = [x.movedim(axes, (-2, -1)) for x in row]
+        return row, (p.dtype, *map(form_of, row)) if is_open(row) else None
 
     def _factored(self, p: Tensor) -> tuple[int, int] | None:
         for group in self.param_groups:

@@ -18,11 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.batching import TILE, Row, batches, blocks, glued, is_flat, is_open, shape_for
+from lossbook.optim.batching import TILE, Row, batches, blocks, glued, shape_for
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
 from lossbook.optim.compiled import (
     arithmetic_dtype,
-    form_of,
     kernel_for,
     update,
     update_together,
@@ -49,6 +48,7 @@ class _Plan(NamedTuple):
     numbers: dict[str, float]
     options: dict[str, Any]
     rows: list[Row]
+    forms: list[tuple[Any, ...] | None]  # of each row: what its kernel depends on, None without
 
 
 class _Flat(NamedTuple):
@@ -59,6 +59,7 @@ class _Flat(NamedTuple):
     theta: Tensor
     rest: list[Tensor]
     turned: tuple[int, ...] | None  # the shape of the views, where it is not the parameter's own
+    form: tuple[Any, ...]
 
 
 class NonFiniteGradientError(ValueError):
@@ -187,7 +188,9 @@ class Optimizer(torch.optim.Optimizer):
             plan = plans.get(key)
             if plan is None:
                 plan = plans[key] = self._plan(*key, scale)
-            plan.rows.append(self._row(item.parameter, state))
+            row, form = self._row(item.parameter, state)
+            plan.rows.append(row)
+            plan.forms.append(form)
         for plan in plans.values():
             self._run(plan)
         return loss
@@ -259,25 +262,26 @@ class Optimizer(torch.optim.Optimizer):
             values["weight_decay"] = 0.0
         options = {k: x for k, x in values.items() if isinstance(x, str | bool)}
         numbers = {k: float(x) for k, x in values.items() if k not in options}
-        return _Plan({"t": float(t), "scale": scale, **numbers}, options, [])
+        return _Plan({"t": float(t), "scale": scale, **numbers}, options, [], [])
 
-    def _row(self, p: Tensor, state: dict[str, Any]) -> Row:
-        """(theta, g, *memory), flat where the equation allows and no copy is needed."""
+    def _row(self, p: Tensor, state: dict[str, Any]) -> tuple[Row, tuple[Any, ...] | None]:
+        """(theta, g, *memory), flat where the equation allows and no copy is needed; its form."""
         g, memory = p.grad, [state[name] for name in self._names]
         if not (self.elementwise and g.is_contiguous() and p.is_contiguous()):
-            return [p, g, *memory]
+            return [p, g, *memory], None
         flat = self._flat.get(id(p))
         if flat is None or flat.place != p.data_ptr() or not _same(flat.memory, memory):
             if not all(map(Tensor.is_contiguous, memory)):
-                return [p, g, *memory]
+                return [p, g, *memory], None
             flat = self._flat[id(p)] = self._flattened(p, memory)
-        turned = flat.turned
-        return [flat.theta, g if turned is None else g.view(turned), *flat.rest]
+        _, _, theta, rest, turned, form = flat
+        return [theta, g if turned is None else g.view(turned), *rest], form
 
     def _flattened(self, p: Tensor, memory: list[Tensor]) -> _Flat:
         shape = shape_for(p, self.compiled)
         theta, *rest = (x.view(shape) for x in (p, *memory))
-        return _Flat(p.data_ptr(), memory, theta, rest, None if p.shape == shape else shape)
+        turned = None if p.shape == shape else shape
+        return _Flat(p.data_ptr(), memory, theta, rest, turned, (p.dtype, len(shape)))
 
     def _run(self, plan: _Plan) -> None:
         equation, rows = type(self).equation, plan.rows
@@ -296,29 +300,27 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run_compiled(self, plan: _Plan) -> list[Row]:
         """Move the rows for which there is a kernel; the others come back, as vectors."""
-        fits = is_flat if self.elementwise else is_open
         left, moved = [], []
         calls: dict[Any, Any] = {}  # of every form that occurs: its kernel, or None without one
-        for row in plan.rows:
-            if not fits(row):
-                left.append(row)
-                continue
-            theta = row[0]
-            key = theta.dtype, row[1].dtype, theta.ndim
-            if not self.elementwise:
-                key += tuple(map(form_of, row))
+        for row, form in zip(plan.rows, plan.forms, strict=True):
+            key = form, row[1].dtype
             call = calls.get(key, self)
             if call is self:
-                call = calls[key] = self._kernel(row, plan)
+                call = calls[key] = self._kernel(row, form, plan)
             if call is None:
-                left.append([x.view(-1) for x in row] if self.elementwise else row)
+                left.append([x.view(-1) for x in row] if self.elementwise and form else row)
                 continue
-            call[0]([*row, *call[1]])
-            moved.append(theta)
+            run, scalars = call
+            run([*row, *scalars])
+            moved.append(row[0])
         torch.autograd.graph.increment_version(moved)
         return left
 
-    def _kernel(self, row: Row, plan: _Plan) -> tuple[Callable[..., Any], Any] | None:
+    def _kernel(
+        self, row: Row, form: tuple[Any, ...] | None, plan: _Plan
+    ) -> tuple[Callable[..., Any], Any] | None:
+        if form is None:
+            return None
         width = TILE if self.elementwise and row[0].ndim == 2 else None
         kernel = kernel_for(type(self).equation, row, plan.numbers, plan.options, width)
         return kernel and (kernel.run, kernel.scalars(plan.numbers))

@@ -22,15 +22,6 @@ def is_vector(row: Row) -> bool:
     return row[0].ndim == 1
 
 
-def is_flat(row: Row) -> bool:
-    """Vectors, or tables of tiles as `shape_for` makes them."""
-    theta = row[0]
-    if theta.ndim == 1:
-        return True
-    tiles = theta.ndim == 2 and theta.size(1) == TILE and theta.size(0) > 1
-    return tiles and all(map(Tensor.is_contiguous, row))
-
-
 def shape_for(p: Tensor, compiled: bool) -> tuple[int, ...]:
     """How an elementwise equation sees ``p``: a vector, or a table of whole tiles if compiled.
 

@@ -4,9 +4,19 @@ import pytest
 import torch
 
 from lossbook.optim import SGD, AdamW
-from lossbook.optim.batching import TILE, is_flat, shape_for
+from lossbook.optim.batching import TILE, shape_for
 
-SHAPES = [(2 * TILE,), (3, TILE), (TILE, 2), (1, TILE), (5, 7), (TILE + 1, 2), (1,), ()]
+SHAPES = [
+    (2 * TILE,),
+    (3, TILE),
+    (TILE, 2),
+    (TILE, TILE),
+    (1, TILE),
+    (5, 7),
+    (TILE + 1, 2),
+    (1,),
+    (),
+]
 MAKERS = {
     "sgd": lambda params, **how: SGD(params, lr=0.1, **how),
     "momentum": lambda params, **how: SGD(params, lr=0.1, momentum=0.9, **how),
@@ -53,14 +63,6 @@ def test_a_table_holds_whole_tiles_and_nothing_else(shape):
     whole = p.numel() % TILE == 0 and p.numel() > TILE
     assert found == ((p.numel() // TILE, TILE) if whole else (p.numel(),))
     assert shape_for(p, compiled=False) == (p.numel(),)
-    assert is_flat([p.view(found)] * 2)
-
-
-def test_a_turned_matrix_of_the_width_of_a_tile_is_no_table():
-    """Its numbers lie in another order than those of its gradient."""
-    p = torch.zeros(TILE, 3).T
-    assert p.shape[1] == TILE
-    assert not is_flat([p, p])
 
 
 def test_a_parameter_whose_memory_was_replaced_follows_the_new_one():
