@@ -44,6 +44,16 @@ def test_pretrain_on_a_file(tmp_path):
     assert "causal-lm on my text.txt" in done.output
 
 
+def test_documents_that_are_kept_apart(tmp_path):
+    """The field ``documents`` finds its way from the objective to the decoder."""
+    path = tmp_path / "words.txt"
+    path.write_text("one fish two fish . " * 60, "utf-8")
+    arguments = ["pretrain", "--corpus", str(path), "--vocab-size", "300", "--tokenizer", "bpe"]
+    arguments += f"{CAUSAL} {QUICK} --steps 2 --set isolate=true --set ends=true".split()
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+
+
 def test_resumed_after_a_stop(tmp_path):
     """The same command in one go and in two: equal curves."""
     once = lossbook("pretrain", CAUSAL, QUICK, f"--steps 4 --history {tmp_path}/a.json")

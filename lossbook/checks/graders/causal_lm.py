@@ -127,7 +127,7 @@ def bits_per_byte() -> Iterable[Case]:
 def pack_documents() -> Iterable[Case]:
     """``f(documents, length, separator, pad)``: rows of the closed documents, one after another."""
     yield _pack_case(
-        "two documents, rows of four", [[5, 6, 7], [8, 9]], 4,
+        "two documents, rows of four", [[5, 6], [7, 8, 9]], 4,
         "The second document begins where the first ended, in the same row.",
     )  # fmt: skip
     yield _pack_case(
