@@ -293,9 +293,9 @@ class AMSGrad(_Relative):
     r"""AMSGrad (Reddi, Kale and Kumar 2018): Adam divided by the largest v so far.
 
     .. math::
-        \bar v_t = \max(\bar v_{t-1}, v_t), \quad
+        v^{\max}_t = \max(v^{\max}_{t-1}, v_t), \quad
         \theta_t = \theta_{t-1} - \alpha\,
-        \frac{m_t / (1-\beta_1^t)}{\sqrt{\bar v_t / (1-\beta_2^t)} + \epsilon}
+        \frac{m_t / (1-\beta_1^t)}{\sqrt{v^{\max}_t / (1-\beta_2^t)} + \epsilon}
 
     with the running means m and v of :class:`~lossbook.optim.adam.Adam`.
 

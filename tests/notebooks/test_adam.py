@@ -845,7 +845,7 @@ def radam_slip(slip):
 RADAM_SLIPS = {
     "climbs": "downhill",
     "threshold 4": "just below 5",
-    "no r": "Adam's step times r",
+    "no r": "Adam's step times the rectifier",
     "uncorrected": "second moment corrected",
     "written as numbers": "betas written as numbers",
     "eps outside": "beside √v",

@@ -245,7 +245,7 @@ def radam_step() -> Iterable[Case]:
     yield _radam(
         "step 6: rectified",
         (one, *_history(steady, 6)),
-        "ρ₆ is just above 5: Adam's step times r. Is the second moment corrected?",
+        "ρ₆ is just above 5: Adam's step times the rectifier. Is the second moment corrected?",
     )
     yield _radam(
         "step 6 again, at another rate",
