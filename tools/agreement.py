@@ -65,8 +65,8 @@ def their_call(line: Line) -> str:
 def agreeing(line: Line) -> Row:
     """The cells of a line but for its bound."""
     walks = line.method not in ("EMA", "course")
-    gaps = ("yes" if line.gaps else "no") if walks else "–"
-    return chapter(line.method), code(line.ours), their_call(line), gaps, oracles.steps(line)
+    steps = oracles.steps(line) + (", gaps" if walks and line.gaps else "")
+    return chapter(line.method), code(line.ours), their_call(line), steps
 
 
 def parted(size: float) -> str:
@@ -124,7 +124,7 @@ def versions() -> str:
 
 
 HEADS: dict[str, Row] = {
-    "agreement": ("method", "ours", "theirs", "gaps", "steps", "difference"),
+    "agreement": ("method", "ours", "theirs", "steps", "difference"),
     "partings": ("ours", "theirs", "difference", "why"),
     "bites": ("what is on", "mistake", "on", "off"),
     "states": (

@@ -221,9 +221,9 @@ FAMILY = [
     Line(f'RAdam.like("authors", p, {EPS})', f"pytorch_optimizer.RAdam(p, {EPS})", gaps=False),
 ]
 
-GIVEN = 'eps=(κ, 1e-3), weight_decay=λ, rate="given"'
-RELATIVE = "eps=(κ, 1e-3), weight_decay=λ"
-THEIRS = "eps=(κ, 1e-3), weight_decay=λ, relative_step=False"
+GIVEN = 'eps=(κ, 0.001), weight_decay=λ, rate="given"'
+RELATIVE = "eps=(κ, 0.001), weight_decay=λ"
+THEIRS = "eps=(κ, 0.001), weight_decay=λ, relative_step=False"
 RMS = (
     "optax.scale_by_factored_rms(min_dim_size_to_factor=2, epsilon=κ, "
     "decay_rate_fn=lambda i, a: 1 - (i + 1.0) ** -a)"
@@ -250,13 +250,13 @@ ADAFACTOR = [
         f"transformers.optimization.Adafactor(p, lr=η, {THEIRS}, scale_parameter=False)",
     ),
     Line(
-        f'Adafactor.like("torch", p, eps=(ε, 1e-3), {L2})',
-        f"torch.optim.Adafactor(p, eps=(ε, 1e-3), {L2})",
+        f'Adafactor.like("torch", p, eps=(ε, 0.001), {L2})',
+        f"torch.optim.Adafactor(p, eps=(ε, 0.001), {L2})",
         LOOPS,
     ),
     Line(
-        'Adafactor(p, eps=(0.0, 1e-3), weight_decay=λ, decay="lr")',
-        f"torch.optim.Adafactor(p, eps=(0.0, 1e-3), {L2})",
+        'Adafactor(p, eps=(0.0, 0.001), weight_decay=λ, decay="lr")',
+        f"torch.optim.Adafactor(p, eps=(0.0, 0.001), {L2})",
         LOOPS,
     ),
     Line(
@@ -281,7 +281,7 @@ ADAFACTOR = [
     ),
     Line(
         f"Adafactor(p, {RELATIVE})",
-        "pytorch_optimizer.AdaFactor(p, lr=1e-2, betas=(None, 0.999), eps1=κ, eps2=1e-3, "
+        "pytorch_optimizer.AdaFactor(p, lr=0.01, betas=(None, 0.999), eps1=κ, eps2=0.001, "
         "weight_decay=λ)",
         gaps=False,
         held=True,
@@ -316,8 +316,7 @@ CLIPPED = [
 AVERAGES = [
     Line(
         "EMA(p, 0.99)",
-        "torch.optim.swa_utils.AveragedModel(model, "
-        "multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))",
+        "torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))",
     ),
     Line("EMA(p, 0.99)", "keras.optimizers.SGD(use_ema=True, ema_momentum=0.99)"),
     Line('EMA(p, 0.99, start="zero")', "optax.ema(0.99, debias=True)"),
@@ -429,7 +428,7 @@ PARTINGS = [
     ),
     Disagreement(
         Line(
-            'Adafactor.like("optax", p, eps=(κ, 1e-3), min_dim_size_to_factor=2)',
+            'Adafactor.like("optax", p, eps=(κ, 0.001), min_dim_size_to_factor=2)',
             "optax.adafactor(η, min_dim_size_to_factor=2, eps=κ)",
             gaps=False,
         ),
@@ -439,7 +438,7 @@ PARTINGS = [
     Disagreement(
         Line(
             f"Adafactor(p, {RELATIVE})",
-            "torch_optimizer.Adafactor(p, eps2=(κ, 1e-3), weight_decay=λ)",
+            "torch_optimizer.Adafactor(p, eps2=(κ, 0.001), weight_decay=λ)",
             held=True,
         ),
         "The mean over the rows loses an axis. Tensors of rank 3 do not fit then, or, where their "
@@ -447,7 +446,7 @@ PARTINGS = [
     ),
     Disagreement(
         Line(
-            "Adafactor(p, eps=(κ, 1e-3))",
+            "Adafactor(p, eps=(κ, 0.001))",
             "keras.optimizers.Adafactor(epsilon_1=κ)",
             gaps=False,
         ),
@@ -455,7 +454,7 @@ PARTINGS = [
     ),
     Disagreement(
         Line(
-            f'Adafactor(p, eps=(κ, 1e-3), {L2}, decay="lr")',
+            f'Adafactor(p, eps=(κ, 0.001), {L2}, decay="lr")',
             f"keras.optimizers.Adafactor(epsilon_1=κ, {L2})",
             gaps=False,
         ),
@@ -491,15 +490,15 @@ BITES = [
     Bite(
         "gradients down to 1e-8",
         "ε₁ left at the machine's epsilon",
-        Line("Adafactor(p, eps=(0.0, 1e-3))", "torch.optim.Adafactor(p)"),
+        Line("Adafactor(p, eps=(0.0, 0.001))", "torch.optim.Adafactor(p)"),
         "larger gradients",
     ),
     Bite(
         "tensors of rank 3",
         "a mean that loses an axis",
         Line(
-            "Adafactor(p, eps=(κ, 1e-3))",
-            "torch_optimizer.Adafactor(p, eps2=(κ, 1e-3))",
+            "Adafactor(p, eps=(κ, 0.001))",
+            "torch_optimizer.Adafactor(p, eps2=(κ, 0.001))",
             held=True,
         ),
         "no rank 3",
@@ -528,5 +527,5 @@ STATES = [
     State("Adafactor(p)", "n + m", "timm.optim.Adafactor(p)"),
     State("Adafactor(p)", "n + m", "keras.optimizers.Adafactor()"),
     State("Adafactor(p, beta1=0.9)", "n * m + n + m", "pytorch_optimizer.AdaFactor(p)"),
-    State('Adafactor(p, factor="none")', "n * m", "optax.adafactor(1e-2, factored=False)"),
+    State('Adafactor(p, factor="none")', "n * m", "optax.adafactor(0.01, factored=False)"),
 ]

@@ -122,6 +122,8 @@ class Names(dict):
             return getattr(optim, name)
         if name in LIBRARIES:
             return LIBRARIES[name]()
+        if name == "get_ema_multi_avg_fn":
+            return torch.optim.swa_utils.get_ema_multi_avg_fn
         raise KeyError(name)
 
 
