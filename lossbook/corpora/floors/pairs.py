@@ -23,7 +23,7 @@ and both joint probabilities follow from the law by which the pairs were made, l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.corpora.floors.base import Floor, entropy_of, token_probabilities
+from lossbook.corpora.floors.base import Floor, entropy_of
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 
 TASKS = ("next-sentence", "sentence-order")
@@ -51,12 +51,12 @@ def sentence_lengths(language: HiddenMarkovLanguage) -> tuple[int, int]:
         ValueError: sentences have no bound, or never end.
     """
     tables = _Tables(language)
-    state = (tables.initial + tables.after_stop()) > 0
+    state = (tables.initial + tables.step((tables.stop > 0).double())) > 0
     lengths = []
     for n in range(1, LONGEST + 1):
         if (state & (tables.stop > 0)).any():
             lengths.append(n)
-        state = torch.einsum("ks,kst->kt", (state & (tables.stop < 1)).double(), tables.move) > 0
+        state = tables.step((state & (tables.stop < 1)).double()) > 0
         if not state.any():
             return lengths[0], lengths[-1]
     raise ValueError(f"language: expected sentences of at most {LONGEST} tokens, got longer ones")
@@ -140,7 +140,8 @@ def pair_floor(
     for rows in pairs.groups():
         belief[rows], slopes = _group(law, channel, pairs.of(rows))
         if rate:
-            q[rows] = _tokens(language, channel, pairs.of(rows), input_ids[rows], *slopes)
+            part = pairs.of(rows), input_ids[rows], chosen[rows]
+            q[rows] = _tokens(language, channel, *part, *slopes)
     reached = belief[np.arange(len(belief)), pair_labels]
     require((reached > 0).all(), "pair_labels", pair_labels, "labels that this law can give")
     answers = Floor(entropy_of(belief), -np.log(reached), np.ones((len(reached), 1), bool))
@@ -167,22 +168,30 @@ def _group(law: _Law, channel: _Channel, pairs: _Pairs) -> tuple[np.ndarray, tup
 
 
 class _Tables:
-    """The language as tensors: ``[topics, states]`` and ``[topics, states, states]``."""
+    """The language as tensors ``[states]``, ``[states, vocab]`` and a list of transitions."""
 
     def __init__(self, language: HiddenMarkovLanguage) -> None:
-        self.initial = torch.from_numpy(language._initial)
-        self.move = torch.from_numpy(language._transition)
-        self.stop = torch.from_numpy(language._emission[:, language.sentence_end_id].copy())
-        self.words = torch.from_numpy(language._emission)
+        self.initial = torch.from_numpy(language.initial)
+        self.words = torch.from_numpy(language.emission)
+        self.stop = self.words[:, language.sentence_end_id]
+        matrix = torch.from_numpy(language.transition)
+        self.source, self.target = matrix.nonzero(as_tuple=True)
+        self.chance = matrix[self.source, self.target]
 
-    def after_stop(self) -> Tensor:
-        """Which states may begin a sentence."""
-        return torch.einsum("ks,kst->kt", (self.stop > 0).double(), self.move)
+    def step(self, f: Tensor) -> Tensor:
+        """One transition of ``[states, ...]``: few of them are possible."""
+        moved = f[self.source] * self.chance.view(-1, *[1] * (f.ndim - 1))
+        return torch.zeros_like(f).index_add(0, self.target, moved)
+
+    def expect(self, g: Tensor) -> Tensor:
+        """The mean of ``g [states, ...]`` after one transition."""
+        ahead = g[self.target] * self.chance.view(-1, *[1] * (g.ndim - 1))
+        return torch.zeros_like(g).index_add(0, self.source, ahead)
 
 
 @dataclass
 class _Segment:
-    """Likelihood of what is seen at each place, ``[topics, batch, time, states]``, if the place
+    """Likelihood of what is seen at each place, ``[states, batch, time]``, if the place
     ends no sentence (``open``) and if it does (``stop``); ``length [batch]``; and, where nothing
     is masked, the number of inner sentence ends ``[batch]``."""
 
@@ -190,6 +199,10 @@ class _Segment:
     stop: Tensor
     length: Tensor
     inner: Tensor | None
+
+    def places(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """``open`` and ``stop`` of one place after the other, ``[states, batch, 1]``."""
+        return zip(self.open[..., None].unbind(2), self.stop[..., None].unbind(2), strict=True)
 
 
 class _Pairs:
@@ -247,16 +260,16 @@ class _Channel:
         """Of a segment; padded with -1."""
         seen = np.maximum(ids, 0)
         same = 1 - self.rate + self.rate * self.keep
-        other = torch.from_numpy(self.rate * self.blind[seen])[..., None]
-        full_stop = torch.from_numpy((seen == self.end).astype(np.float64))[..., None]
-        spoken = same * tables.words[:, torch.from_numpy(seen)]  # [topics, batch, time, states]
+        other = torch.from_numpy(self.rate * self.blind[seen])
+        full_stop = torch.from_numpy((seen == self.end).astype(np.float64))
+        spoken = same * tables.words[:, torch.from_numpy(seen)]  # [states, batch, time]
         ends = tables.stop[:, None, None]
         is_open = (1 - full_stop) * spoken + other * (1 - ends)
         is_stop = ends * (same * full_stop + other)
-        scale = (is_open + is_stop).amax((0, 3), keepdim=True)  # the same for both labels
+        scale = (is_open + is_stop).amax(0, keepdim=True)  # the same for both labels
         scale = torch.where(scale > 0, scale, 1.0)
         length = torch.from_numpy((ids >= 0).sum(1))
-        inner = None if self.rate else full_stop.sum((1, 2)) - 1.0
+        inner = None if self.rate else full_stop.sum(1) - 1.0
         parts = ((e / scale).requires_grad_(self.rate > 0) for e in (is_open, is_stop))
         return _Segment(*parts, length, inner)
 
@@ -289,81 +302,74 @@ class _Law:
 
     def joint(self, first: _Segment, second: _Segment) -> Tensor:
         """P(label, pair) up to a common factor, ``[batch, 2]``."""
-        first_ends = self.read(self.tables.initial[:, None, None], first)
+        first_ends = self.read(first)
         both = self.whole(first_ends, first, second)
         if self.task == "sentence-order":
-            second_ends = self.read(self.tables.initial[:, None, None], second)
-            negative = self.whole(second_ends, second, first)
-            weight = torch.zeros(second.open.shape[1:3], dtype=torch.float64)
+            negative = self.whole(self.read(second), second, first)
+            weight = torch.zeros(second.open.shape[1:], dtype=torch.float64)
         else:
             negative, weight = 0.0, self.fitting(first, second, self.continued(first_ends))
         weight = torch.cat([weight[:, :1] + self.forced(first), weight[:, 1:]], 1)
         foreign = self.closed(self.elsewhere(first.length), second, weight)[:, 0]
         return torch.stack([both, negative + foreign], 1)
 
-    def read(self, start: Tensor, segment: _Segment) -> Tensor:
-        """States at the stop that ends a segment, ``[topics, batch, nodes, states]``.
+    def beginning(self, segment: _Segment) -> Tensor:
+        """States of the first token of a document, ``[states, batch, 1]``."""
+        return self.tables.initial[:, None, None].expand(-1, len(segment.length), 1)
+
+    def read(self, segment: _Segment) -> Tensor:
+        """States at the stop that ends a document's first segment, ``[states, batch, nodes]``.
 
         Every sentence end before it has the factor ``u``.
         """
         if segment.inner is not None:  # the ends are visible: one pass serves all nodes
-            return self._read(start, segment, ONE) * self.powers(segment)[:, :, None]
-        return self._read(start, segment, self.nodes)
+            return self._read(segment, ONE) * self.powers(segment)
+        return self._read(segment, self.nodes)
 
     def powers(self, segment: _Segment) -> Tensor:
         """``u`` to the number of inner ends, ``[batch, nodes]``."""
         return self.nodes ** segment.inner[:, None]
 
-    def _read(self, start: Tensor, segment: _Segment, nodes: Tensor) -> Tensor:
-        u = nodes[:, None]
-        f = start.expand(-1, len(segment.length), len(nodes), -1)
+    def _read(self, segment: _Segment, u: Tensor) -> Tensor:
+        f = self.beginning(segment).expand(-1, -1, len(u))
         ends = torch.zeros_like(f)
-        for t in range(segment.open.shape[2]):
-            stop = f * segment.stop[:, :, t, None]
-            here = (segment.length == t + 1)[:, None, None]
-            ends = ends + torch.where(here, stop, 0.0)
-            f = self.step(f * segment.open[:, :, t, None] + u * stop)
+        for t, (is_open, is_stop) in enumerate(segment.places()):
+            stop = f * is_stop
+            here = (segment.length == t + 1)[:, None]
+            if here.any():
+                ends = ends + torch.where(here, stop, 0.0)
+            f = self.tables.step(f * is_open + u * stop)
         return ends
 
-    def closed(
-        self, start: Tensor, segment: _Segment, weight: Tensor, nodes: Tensor = ONE
-    ) -> Tensor:
+    def closed(self, start: Tensor, segment: _Segment, weight: Tensor, u: Tensor = ONE) -> Tensor:
         """Probability of a last segment, ``[batch, nodes]``, every inner end with its factor.
 
         ``weight[:, t]`` multiplies the stories whose last inner sentence ends at place ``t`` of
         the segment (0: it is a single sentence).
         """
-        u, (time, width) = nodes[:, None], (segment.length, segment.open.shape[2])
-        first = (
-            int(time.min()) - self.longest
-        )  # no sentence that ends before it is the last but one
+        time, width = segment.length, segment.open.shape[2]
+        early = int(time.min()) - self.longest  # an end before this place is not the last one
         f = start
-        last = start * weight[:, 0, None, None] if first <= 0 else torch.zeros_like(start)
-        found = torch.zeros(start.shape[1:3], dtype=torch.float64)
-        for t in range(width):
-            is_open, is_stop = segment.open[:, :, t, None], segment.stop[:, :, t, None]
+        last = start * weight[:, 0, None] if early <= 0 else torch.zeros_like(start)
+        found = torch.zeros(start.shape[1:], dtype=torch.float64)
+        for t, (is_open, is_stop) in enumerate(segment.places()):
             here = (time == t + 1)[:, None]
             if here.any():
-                found = found + torch.where(here, (last * is_stop).sum((0, 3)), 0.0)
-            stop = u * f * is_stop
-            if t + 1 >= first and t + 1 < width:
-                last = self.step(last * is_open + weight[:, t + 1, None, None] * stop)
-            f = self.step(f * is_open + stop)
+                found = found + torch.where(here, (last * is_stop).sum(0), 0.0)
+            if t + 1 < width:
+                stop = u * f * is_stop
+                if t + 1 >= early:
+                    last = self.tables.step(last * is_open + weight[:, t + 1, None] * stop)
+                f = self.tables.step(f * is_open + stop)
         return found
-
-    def step(self, f: Tensor) -> Tensor:
-        """One transition."""
-        topics, *_, states = f.shape
-        return (f.reshape(topics, -1, states) @ self.tables.move).reshape(f.shape)
 
     def whole(self, ends: Tensor, first: _Segment, second: _Segment) -> Tensor:
         """P(both segments are a chunk, split here) / 2."""
-        share = self.share / 2
-        weight = self.fitting(first, second)
+        share, weight = self.share / 2, self.fitting(first, second)
         if second.inner is None:
-            return self.closed(self.step(ends), second, weight, self.nodes) @ share
-        mixed = ends * (self.powers(second) * share)[:, :, None]
-        return self.closed(self.step(mixed.sum(2, keepdim=True)), second, weight)[:, 0]
+            return self.closed(self.tables.step(ends), second, weight, self.nodes) @ share
+        mixed = (ends * (self.powers(second) * share)).sum(2, keepdim=True)
+        return self.closed(self.tables.step(mixed), second, weight)[:, 0]
 
     def fitting(self, first: _Segment, second: _Segment, factor: Tensor | None = None) -> Tensor:
         """Weight of the targets that fit, by the place of the last inner end, ``[batch, place]``.
@@ -384,36 +390,35 @@ class _Law:
 
         The document goes on unseen; its sentence ends within ``q`` tokens count.
         """
-        return torch.einsum("kbgs,qkgs,g->bq", ends, self.unseen, self.share / 2)
+        return torch.einsum("sbg,qsg,g->bq", ends, self.unseen, self.share / 2)
 
     @cached_property
     def unseen(self) -> Tensor:
-        """E[u ** (sentence ends in the next ``q`` tokens)], ``[q, topics, nodes, states]``."""
-        tables, u = self.tables, self.nodes
-        counted = 1 - tables.stop[:, None] + u[:, None] * tables.stop[:, None]
-        future = [torch.ones(len(counted), len(u), tables.move.shape[1], dtype=torch.float64)]
+        """E[u ** (sentence ends in the next ``q`` tokens)], ``[q, states, nodes]``."""
+        stop = self.tables.stop[:, None]
+        counted = 1 - stop + stop * self.nodes
+        future = [torch.ones_like(counted)]
         for _ in range(self.room - 1):
-            future.append((future[-1] * counted) @ tables.move.mT)
+            future.append(self.tables.expect(future[-1] * counted))
         return torch.stack(future)
 
     def forced(self, first: _Segment) -> Tensor:
-        """P(the first segment is a chunk of one sentence)."""
-        only = torch.zeros(len(first.length), first.open.shape[2], dtype=torch.float64)
+        """P(the first segment is a chunk of one sentence), ``[batch, 1]``."""
+        only = torch.zeros(first.open.shape[1:], dtype=torch.float64)
         only[:, 0] = self.weights.cumsum(0)[first.length.clamp(max=self.room)]
-        start = self.tables.initial[:, None, None].expand(-1, len(first.length), 1, -1)
-        return self.closed(start, first, only)
+        return self.closed(self.beginning(first), first, only)
 
     def elsewhere(self, a: Tensor) -> Tensor:
-        """States of the first token of a foreign segment, ``[topics, batch, 1, states]``.
+        """States of the first token of a foreign segment, ``[states, batch, 1]``.
 
         ``place`` is uniform on 0 ... c with c = text - (room - a); the segment begins with the
         first sentence behind it, if that leaves room, and otherwise another document is tried.
         """
-        return self.entries[self.text - self.room + a].movedim(0, 1)[:, :, None]
+        return self.entries[self.text - self.room + a].T[:, :, None]
 
     @cached_property
     def entries(self) -> Tensor:
-        """The law of the first state by the last place ``c``, ``[c, topics, states]``."""
+        """The law of the first state by the last place ``c``, ``[c, states]``."""
         tables = self.tables
         begun = tables.initial  # place 0
         state, waiting = tables.initial, torch.zeros_like(tables.initial)
@@ -424,9 +429,9 @@ class _Law:
             again = self.tries if fail == 1 else (1 - fail**self.tries) / (1 - fail)
             laws.append(good * again + fail**self.tries * tables.initial)
             waiting = waiting + state  # places up to token c + 1 that wait for a sentence end
-            begun = begun + torch.einsum("ks,kst->kt", waiting * tables.stop, tables.move)
-            waiting = torch.einsum("ks,kst->kt", waiting * (1 - tables.stop), tables.move)
-            state = torch.einsum("ks,kst->kt", state, tables.move)
+            begun = begun + tables.step(waiting * tables.stop)
+            waiting = tables.step(waiting * (1 - tables.stop))
+            state = tables.step(state)
         return torch.stack(laws)
 
 
@@ -435,16 +440,17 @@ def _tokens(
     channel: _Channel,
     pairs: _Pairs,
     ids: np.ndarray,
+    chosen: np.ndarray,
     *slopes: tuple,
 ) -> np.ndarray:
-    """Posterior of the token at each place, had it been selected, ``[batch, time, vocab]``."""
+    """Posterior of the token at the chosen places, ``[batch, time, vocab]``."""
     q = np.zeros((*ids.shape, language.vocabulary.size))
     for at, slope in zip((pairs.first_at, pairs.second_at), slopes, strict=True):
-        rows, columns = np.nonzero(at >= 0)
+        rows, columns = np.nonzero((at >= 0) & np.take_along_axis(chosen, np.maximum(at, 0), 1))
         where = rows, at[rows, columns]
-        is_open, is_stop = (part[:, rows, columns].numpy() for part in slope)
-        found = token_probabilities(language, is_open)
-        found[:, channel.end] = token_probabilities(language, is_stop)[:, channel.end]
+        is_open, is_stop = (part[:, rows, columns].numpy().T for part in slope)
+        found = is_open @ language.emission
+        found[:, channel.end] = is_stop @ language.emission[:, channel.end]
         seen = ids[where]
         kept = found[np.arange(len(seen)), seen] * channel.keep
         found *= channel.blind[seen][:, None]
