@@ -22,6 +22,7 @@ QUICK = {
     "steps=300": "steps=3, batch_size=8, evaluation_batches=1",
     "--steps 300": "--steps 3 --batch-size 4 --length 16",
     "lossbook floor": "lossbook floor --texts 8",
+    "lossbook adapt": "lossbook adapt --base-steps 3",
 }
 
 
