@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trajectories import optax_walk
 from transformers.optimization import Adafactor as Transformers
 
 from lossbook.optim import Adafactor, adafactor_step
@@ -82,19 +83,6 @@ def test_torch_with_a_tiny_eps_is_the_paper(hostile, tools):
     assert tools.distance(tools.walk(Adafactor, hostile), theirs) <= ROUNDING
 
 
-def optax_path(transformation, problem):
-    import jax.numpy as jnp
-    import optax
-
-    theta = [jnp.asarray(x) for x in problem.start]
-    state, path = transformation.init(theta), [problem.start]
-    for gradients in problem.gradients:
-        updates, state = transformation.update([jnp.asarray(g) for g in gradients], state, theta)
-        theta = optax.apply_updates(theta, updates)
-        path.append([np.asarray(x) for x in theta])
-    return path
-
-
 def optax_chain(problem, *, smallest, scale, momentum, eps):
     """optax.adafactor link by link: its own computes beta2 in float32."""
     import jax.numpy as jnp
@@ -131,7 +119,7 @@ def test_equals_optax(tools, smallest, scale, momentum, eps):
         **DECAY,
     }
     ours = tools.walk(lambda p: Adafactor.like("optax", p, **options), problem)
-    assert tools.distance(ours, optax_path(chain, problem)) <= ROUNDING
+    assert tools.distance(ours, optax_walk(chain, problem)) <= ROUNDING
 
 
 def test_optax_as_it_is_differs_by_its_float32_beta2(tools):
@@ -143,7 +131,7 @@ def test_optax_as_it_is_differs_by_its_float32_beta2(tools):
     theirs = optax.adafactor(lambda count: rates[count], min_dim_size_to_factor=2)
     options = {"min_dim_size_to_factor": 2}
     ours = tools.walk(lambda p: Adafactor.like("optax", p, **options), problem)
-    assert ROUNDING < tools.distance(ours, optax_path(theirs, problem)) < 1e-6
+    assert ROUNDING < tools.distance(ours, optax_walk(theirs, problem)) < 1e-6
 
 
 DISAGREEMENTS = {

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from trajectories import optax_walk
 
 from lossbook.optim import Adam, adam_step
 
@@ -24,19 +25,6 @@ def test_equals_torch(hostile, tools, form):
     ours = tools.walk(lambda p: Adam(p, **OPTIONS), hostile)
     theirs = tools.walk(lambda p: torch.optim.Adam(p, **OPTIONS, **form), hostile)
     assert tools.distance(ours, theirs) <= ROUNDING
-
-
-def optax_path(transformation, problem):
-    import jax.numpy as jnp
-    import optax
-
-    theta = [jnp.asarray(x) for x in problem.start]
-    state, path = transformation.init(theta), [problem.start]
-    for gradients in problem.gradients:
-        updates, state = transformation.update([jnp.asarray(g) for g in gradients], state, theta)
-        theta = optax.apply_updates(theta, updates)
-        path.append([np.asarray(x) for x in theta])
-    return path
 
 
 def schedule(problem):
@@ -58,7 +46,7 @@ def test_equals_optax(tools, placement):
         optax.scale_by_schedule(schedule(problem)),
     )
     ours = tools.walk(lambda p: Adam(p, **OPTIONS, eps_placement=placement), problem)
-    assert tools.distance(ours, optax_path(chain, problem)) <= ROUNDING
+    assert tools.distance(ours, optax_walk(chain, problem)) <= ROUNDING
 
 
 def test_hat_form_is_algorithm_1_with_a_moving_eps(tools):

@@ -20,20 +20,12 @@ def test_equals_torch(hostile, tools, form):
 
 
 def test_equals_optax(tools):
-    import jax.numpy as jnp
     import optax
 
     problem = tools.Problem.hostile(missing=False)
-    rates = jnp.asarray(problem.rates)
-    transformation = optax.adamw(lambda t: rates[t], 0.85, 0.99, eps=1e-3, weight_decay=0.1)
-    theta = [jnp.asarray(x) for x in problem.start]
-    state, path = transformation.init(theta), [problem.start]
-    for gradients in problem.gradients:
-        updates, state = transformation.update([jnp.asarray(g) for g in gradients], state, theta)
-        theta = optax.apply_updates(theta, updates)
-        path.append([np.asarray(x) for x in theta])
+    transformation = optax.adamw(tools.optax_rate(problem), 0.85, 0.99, eps=1e-3, weight_decay=0.1)
     ours = tools.walk(lambda p: AdamW(p, **OPTIONS), problem)
-    assert tools.distance(ours, path) <= ROUNDING
+    assert tools.distance(ours, tools.optax_walk(transformation, problem)) <= ROUNDING
 
 
 def test_l2_is_another_algorithm(hostile, tools):

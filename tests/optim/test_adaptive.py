@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from trajectories import optax_walk
 
 from lossbook.optim import (
     Adadelta,
@@ -79,26 +80,13 @@ def test_defaults_are_torchs(hostile, tools, kind, oracle, options):
     assert {k: named[k] for k in common} == {k: theirs[k] for k in common}
 
 
-def optax_path(transformation, problem):
-    import jax.numpy as jnp
-    import optax
-
-    theta = [jnp.asarray(x) for x in problem.start]
-    state, path = transformation.init(theta), [problem.start]
-    for gradients in problem.gradients:
-        updates, state = transformation.update([jnp.asarray(g) for g in gradients], state, theta)
-        theta = optax.apply_updates(theta, updates)
-        path.append([np.asarray(x) for x in theta])
-    return path
-
-
 def optax_chain(name, problem, **options):
     import jax.numpy as jnp
     import optax
 
     rates = jnp.asarray(problem.rates)
     transformation = getattr(optax, name)(lambda count: rates[count], **options)
-    return optax_path(optax.chain(optax.add_decayed_weights(0.1), transformation), problem)
+    return optax_walk(optax.chain(optax.add_decayed_weights(0.1), transformation), problem)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 1.0])

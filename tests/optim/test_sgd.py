@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from trajectories import optax_walk
 
 from lossbook.optim import SGD, plain_step, sgd_step
 
@@ -63,19 +64,6 @@ def test_equals_torch_at_every_size_of_gradient(tools, scale, nesterov):
     assert tools.distance(ours, theirs) <= ROUNDING
 
 
-def optax_path(transformation, problem):
-    import jax.numpy as jnp
-    import optax
-
-    theta = [jnp.asarray(x) for x in problem.start]
-    state, path = transformation.init(theta), [problem.start]
-    for gradients in problem.gradients:
-        updates, state = transformation.update([jnp.asarray(g) for g in gradients], state, theta)
-        theta = optax.apply_updates(theta, updates)
-        path.append([np.asarray(x) for x in theta])
-    return path
-
-
 def rate_of(problem, sign=1):
     import jax.numpy as jnp
 
@@ -90,7 +78,7 @@ def test_equals_optax_sgd(tools, options):
     problem = tools.Problem.hostile(missing=False)
     chain = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate_of(problem), **options))
     ours = tools.walk(lambda p: SGD.like("optax", p, weight_decay=0.1, **options), problem)
-    assert tools.distance(ours, optax_path(chain, problem)) <= ROUNDING
+    assert tools.distance(ours, optax_walk(chain, problem)) <= ROUNDING
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -105,7 +93,7 @@ def test_inside_is_optax_with_two_links_exchanged(tools, nesterov):
     )
     options = {"momentum": 0.9, "nesterov": nesterov}
     ours = tools.walk(lambda p: SGD(p, lr_placement="inside", **options), problem)
-    assert tools.distance(ours, optax_path(chain, problem)) <= ROUNDING
+    assert tools.distance(ours, optax_walk(chain, problem)) <= ROUNDING
 
 
 def test_a_dampened_first_buffer_is_optaxs_running_average(tools):
@@ -117,7 +105,7 @@ def test_a_dampened_first_buffer_is_optaxs_running_average(tools):
     )
     options = {"momentum": 0.9, "dampening": "momentum", "first_buffer": "dampened"}
     ours = tools.walk(lambda p: SGD(p, **options), problem)
-    assert tools.distance(ours, optax_path(chain, problem)) <= ROUNDING
+    assert tools.distance(ours, optax_walk(chain, problem)) <= ROUNDING
 
 
 def loop(problem, step):
