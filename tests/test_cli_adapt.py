@@ -145,6 +145,19 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     assert sum(map(len, pairs.split.values())) == len(PAIRS)
 
 
+def test_the_objective_has_its_place_in_the_other_commands():
+    shown = lossbook(
+        "corrupt", "--objective conditional-lm", "the girl waits . soon the boy rests ."
+    )
+    assert "5 of 11 tokens" in shown.stdout, shown.output
+    quick = QUICK.split(" --base")[0]
+    for corpus in ("embedded", "python-docs"):
+        options = f"--objective conditional-lm --corpus {corpus} --steps 1 --vocab-size 500"
+        result = lossbook("pretrain", quick.replace("16 --width", "32 --width"), options)
+        assert result.exit_code == 0, result.output
+        assert len(rows(result.stdout)) == 2
+
+
 # --- interruption
 
 
