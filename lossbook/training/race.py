@@ -13,6 +13,7 @@ one line of JSON for each run, and may be interrupted at any time.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import time
@@ -338,7 +339,9 @@ def main() -> None:
     setting = Setting()
     if asked.record:
         command = "python -m lossbook.training.race --runs race.jsonl"
-        result = summary(load(asked.runs), setting)
+        runs = load(asked.runs)
+        when = {"date": datetime.date.today().isoformat(), "runs": len(runs)}
+        result = when | summary(runs, setting)
         device = "CPU (x86-64, one thread)"
         recorded.write(asked.record, result, device=device, seed=0, command=command)
         return
