@@ -146,9 +146,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
 
 
 def test_the_objective_has_its_place_in_the_other_commands():
-    shown = lossbook(
-        "corrupt", "--objective conditional-lm", "the girl waits . soon the boy rests ."
-    )
+    text = "the girl waits . soon the boy rests ."
+    shown = CliRunner().invoke(cli.app, ["corrupt", "--objective", "conditional-lm", text])
     assert "5 of 11 tokens" in shown.stdout, shown.output
     quick = QUICK.split(" --base")[0]
     for corpus in ("embedded", "python-docs"):
