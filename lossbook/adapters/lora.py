@@ -75,7 +75,7 @@ class LoRA(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "rows columns"]:
-        """W + sBA: what whoever else uses this layer's weight should see, such as a tied head."""
+        """The sum W + sBA: what others who use this weight should see, such as a tied head."""
         self.tied = True
         return self.total()
 
