@@ -312,6 +312,23 @@ def test_expected_loss_is_expected_entropy_over_the_whole_joint():
     assert abs(weight - 1) < 1e-12 and abs(gap) < 1e-12
 
 
+def test_a_predictor_with_another_law_of_lengths_pays_for_it():
+    """A uniform law of lengths instead of Poisson's costs more on average."""
+    language = LANGUAGES["dense"]
+    objective = BlankInfilling(language.vocabulary, rate=0.45, mean_length=1, max_length=4)
+    ids = framed(language.sample(400, 8, np.random.default_rng(2)))
+    batch = objective.corrupt(ids, np.random.default_rng(2))
+    fields = [batch[k] for k in ("input_ids", "labels", "position_ids", "block_position_ids")]
+    right = infilling_floor(language, ids, *fields, rate=0.45, pmf=objective.pmf)
+    uniform = np.array([0, 0.25, 0.25, 0.25, 0.25])
+    other = infilling_floor(language, ids, *fields, rate=0.45, pmf=uniform)
+    gap = other.loss - right.loss
+    assert np.abs(gap).max() > 0.02 and gap.mean() > 2 * gap.std() / np.sqrt(gap.size)
+    # The sum of the lengths is known, and given it Poisson's parameter cancels.
+    other = infilling_floor(language, ids, *fields, rate=0.45, pmf=length_pmf(4.0, 4))
+    assert np.abs(other.loss - right.loss).max() < 1e-12
+
+
 def layouts(texts, first, size, order):
     """The four arrays of all texts with the same spans and the same order, written by hand."""
     marks = first + 1 - np.concatenate([[0], np.cumsum(size - 1)[:-1]])
