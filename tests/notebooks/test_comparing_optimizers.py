@@ -266,6 +266,16 @@ def test_what_the_text_says_of_the_record(derivation, result):
             for n, c in result["competitors"].items()}  # fmt: skip
     assert tuning[0]["lr"] == 1 / 1024 and quarter > best["sgd"]
     assert math.isclose(quarter - best["adam"], mean["sgd"] - mean[order[2]], abs_tol=0.01)
+    defaults = {"rmsprop": 1e-2, "adagrad": 1e-2, "adadelta": 1.0, "adam": 1e-3, "adamw": 1e-3,
+                "amsgrad": 1e-3, "adamax": 2e-3, "nadam": 2e-3, "radam": 1e-3}  # fmt: skip
+    untuned = {}
+    for n, lr in defaults.items():
+        rows = result["competitors"][n]["tuning"]
+        row = min(rows, key=lambda row, lr=lr: abs(math.log(row["lr"] / lr)))
+        assert 0.75 < row["lr"] / lr < 1.25
+        untuned[n] = np.mean(row["excess"])
+    assert sum(x > best["sgd"] for x in untuned.values()) == 7
+    assert max(best[n] for n in defaults) < best["sgd"]
     shrink = result["competitors"]["adamw"]["tuned"] * 0.01
     shrink *= optim.course("cosine", steps=300, warmup=30, start="even").factors(300).sum()
     assert round(100 * shrink, 1) == 0.6
