@@ -2,7 +2,14 @@
 
 from lossbook.corpora.base import SPLITS, Corpus
 from lossbook.corpora.context_target import ContextTargets
-from lossbook.corpora.floors import Floor, causal_floor, masked_floor, run_together, selection_pmf
+from lossbook.corpora.floors import (
+    Floor,
+    causal_floor,
+    infilling_floor,
+    masked_floor,
+    run_together,
+    selection_pmf,
+)
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 from lossbook.corpora.text import TextCorpus
 from lossbook.corpora.tokenizers import SubwordVocabulary, train_tokenizer
@@ -19,6 +26,7 @@ __all__ = [
     "TextCorpus",
     "Vocabulary",
     "causal_floor",
+    "infilling_floor",
     "masked_floor",
     "run_together",
     "selection_pmf",
