@@ -75,7 +75,7 @@ class LoRA(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "rows columns"]:
-        """The sum W + sBA: what others who use this weight should see, such as a tied head."""
+        """W + sBA, for others who use this weight, such as a tied head."""
         self.tied = True
         return self.total()
 
