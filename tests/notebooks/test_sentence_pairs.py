@@ -147,7 +147,7 @@ def test_berts_and_alberts_own_losses():
     from transformers import AlbertConfig, AlbertForPreTraining, BertConfig, BertForPreTraining
 
     sizes = {"vocab_size": LANGUAGE.vocabulary.size, "hidden_size": 16, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.5}
     bert = BertForPreTraining(BertConfig(**sizes)), NextSentence
     albert = AlbertForPreTraining(AlbertConfig(**sizes, embedding_size=8)), SentenceOrder
     for model, kind in (bert, albert):
@@ -162,9 +162,9 @@ def test_berts_and_alberts_own_losses():
         theirs = torch.autograd.grad(output.loss, weights, allow_unused=True)
         for a, b in zip(mine, theirs, strict=True):
             assert (a is None) == (b is None)
-            assert a is None or (a - b).abs().max() <= 1e-13
+            assert a is None or (a - b).abs().max() <= 1e-12 * max(1, b.abs().max())
         swapped = batch | {goal.label_name: 1 - batch[goal.label_name]}
-        assert checks.difference(goal.loss(output, swapped), output.loss) > 1e-3
+        assert checks.difference(goal.loss(output, swapped), output.loss) > 1e-6
 
 
 # --- the numbers of the text
