@@ -48,6 +48,12 @@ DECAYED = {"eps": 1e-3, "weight_decay": 0.1}
 FAMILY = (AMSGrad, AdaMax, NAdam, RAdam)
 torch_amsgrad = functools.partial(torch.optim.Adam, amsgrad=True)
 
+
+def called(x: object) -> str:
+    """A name without an address in memory: every worker must collect the same tests."""
+    return getattr(x, "__name__", str(x))
+
+
 TORCH_FORMS = [
     (AMSGrad, torch_amsgrad, {}),
     (AMSGrad, torch_amsgrad, {"betas": (0.5, 0.8)}),
@@ -60,7 +66,7 @@ TORCH_FORMS = [
     (RAdam, torch.optim.RAdam, {}),
     (RAdam, torch.optim.RAdam, {"betas": (0.85, 0.9)}),
 ]
-torch_forms = pytest.mark.parametrize(("kind", "oracle", "options"), TORCH_FORMS, ids=str)
+torch_forms = pytest.mark.parametrize(("kind", "oracle", "options"), TORCH_FORMS, ids=called)
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ def from_zero(problem):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8])
-@pytest.mark.parametrize(("kind", "oracle", "_"), [f for f in TORCH_FORMS if not f[2]], ids=str)
+@pytest.mark.parametrize(("kind", "oracle", "_"), [f for f in TORCH_FORMS if not f[2]], ids=called)
 def test_equals_torch_at_every_size_of_gradient(tools, double, kind, oracle, _, scale):
     """Without decay, which would be all that is left at 1e-8; eps shrinks like the gradients."""
     problem = from_zero(tools.Problem.hostile(scale=scale))
@@ -154,7 +160,7 @@ OPTAX_FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "name", "flags"), OPTAX_FORMS, ids=str)
+@pytest.mark.parametrize(("kind", "options", "name", "flags"), OPTAX_FORMS, ids=called)
 def test_equals_optax(tools, kind, options, name, flags):
     import jax.numpy as jnp
     import optax
@@ -206,7 +212,7 @@ def keras_path(keras, problem, optimizer):
 KERAS_FORMS = [(AMSGrad, "Adam", {"amsgrad": True}), (AdaMax, "Adamax", {}), (NAdam, "Nadam", {})]
 
 
-@pytest.mark.parametrize(("kind", "name", "flags"), KERAS_FORMS, ids=str)
+@pytest.mark.parametrize(("kind", "name", "flags"), KERAS_FORMS, ids=called)
 def test_equals_keras(tools, keras, kind, name, flags):
     problem = tools.Problem.hostile(missing=False)
     optimizer = getattr(keras.optimizers, name)(epsilon=1e-3, weight_decay=0.1, **flags)
@@ -214,7 +220,7 @@ def test_equals_keras(tools, keras, kind, name, flags):
     assert tools.distance(ours, keras_path(keras, problem, optimizer)) <= ROUNDING
 
 
-@pytest.mark.parametrize(("kind", "name", "flags"), KERAS_FORMS, ids=str)
+@pytest.mark.parametrize(("kind", "name", "flags"), KERAS_FORMS, ids=called)
 def test_presets_have_the_constants_of_keras(keras, kind, name, flags):
     theirs = getattr(keras.optimizers, name)(**flags)
     group = kind.like("keras", [torch.zeros(2, requires_grad=True)]).param_groups[0]
@@ -443,7 +449,7 @@ STEPS = [
     (radam_step, ("v",), {}),
     (radam_step, ("v",), {"threshold": 8.0}),
 ]
-equations = pytest.mark.parametrize(("step", "even", "options"), STEPS, ids=str)
+equations = pytest.mark.parametrize(("step", "even", "options"), STEPS, ids=called)
 
 
 def arguments(rng, even):
@@ -483,7 +489,7 @@ SCALE_FREE = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options"), SCALE_FREE, ids=str)
+@pytest.mark.parametrize(("kind", "options"), SCALE_FREE, ids=called)
 def test_the_scale_of_the_gradient_does_not_matter(tools, kind, options):
     problems = [tools.Problem.hostile(scale=scale) for scale in (1.0, 2.0**-20, 1e6)]
     paths = [tools.walk(lambda p: kind(p, eps=0.0, **options), problem) for problem in problems]
@@ -589,7 +595,7 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options"), COMPILED, ids=str)
+@pytest.mark.parametrize(("kind", "options"), COMPILED, ids=called)
 def test_compiled_equals_uncompiled(hostile, tools, kind, options):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "compiled=True")  # the way a missing compiler speaks
@@ -767,7 +773,7 @@ MUSEUM = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "wrong"), MUSEUM, ids=lambda x: x.__name__)
+@pytest.mark.parametrize(("kind", "wrong"), MUSEUM, ids=called)
 def test_every_mistake_is_caught_with_a_margin(hostile, tools, double, kind, wrong):
     """Right code is within 1e-13; each mistake is beyond 1e-3."""
     oracle = {NAdam: torch.optim.NAdam, RAdam: torch.optim.RAdam, AdaMax: torch.optim.Adamax}[kind]
