@@ -124,7 +124,8 @@ def pretrain(
     weights = sum(p.numel() for p in model.parameters())
     typer.echo(f"{goal.name} on {source.name}, {source.vocabulary.size} tokens")
     typer.echo(f"{type(model).__name__} of {layers} layers, width {width}, {weights:,} weights")
-    typer.echo("\n  step    loss" + ("   floor  excess" if source.has_floor else "  perplexity"))
+    beside = "" if getattr(goal, "whole_output", False) else "  perplexity"
+    typer.echo("\n  step    loss" + ("   floor  excess" if source.has_floor else beside))
     options = {"steps": steps, "batch_size": batch_size, "length": length, "lr": lr}
     options |= {"schedule": schedule, "accumulation": accumulation, "precision": precision}
     options |= {"device": device, "seed": seed, "evaluate_every": evaluate_every}
@@ -354,8 +355,9 @@ def _row(record: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     line = f"{record['step']:6d}{record['loss']:8.3f}"
-    if record["floor"] is None:
-        line += f"{2.718281828459045 ** record['loss']:12.2f}"
+    if record["floor"] is None:  # the exponential of a sum of losses means nothing
+        summed = "terms" in record
+        line += "" if summed else f"{2.718281828459045 ** record['loss']:12.2f}"
     else:
         line += f"{record['floor']:8.3f}{record['excess']:8.3f}"
     tqdm.write(line)  # to stdout, beside a bar that may stand on stderr
@@ -363,15 +365,23 @@ def _row(record: dict[str, Any]) -> None:
 
 def _verdict(history: Any) -> str:
     speed = f"{history.tokens_per_second:,.0f} tokens per second on {history.device}"
+    terms = history.evaluations[-1].get("terms", {}) if history.evaluations else {}
     if history.floor is None:
+        reached = ", ".join(f"{name} {term['loss']:.3f} nats" for name, term in terms.items())
+        reached = f"loss {reached}" if terms else f"perplexity {history.perplexity:.2f}"
         return (
-            f"validation perplexity {history.perplexity:.2f}. Nobody knows the law of real text, "
+            f"validation {reached}. Nobody knows the law of real text, "
             f"so there is no floor to compare with.\n{speed}"
         )
+    each = "".join(
+        f"{name}: {term['loss']:.3f} over a floor of {term['floor']:.3f}.\n"
+        for name, term in terms.items()
+    )
+    unit = "nats, the sum of the terms" if terms else "nats per target"
     return (
-        f"floor {history.floor:.3f}: the ideal predictor's loss on the same {history.targets} "
-        f"targets (its exact entropy there: {history.entropy:.3f}).\n"
-        f"excess {history.excess:.3f} nats per target: what the model has still to learn.\n{speed}"
+        f"{each}floor {history.floor:.3f}: the ideal predictor's loss on the same "
+        f"{history.targets} targets (its exact entropy there: {history.entropy:.3f}).\n"
+        f"excess {history.excess:.3f} {unit}: what the model has still to learn.\n{speed}"
     )
 
 

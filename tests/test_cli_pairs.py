@@ -26,6 +26,9 @@ def test_pretrain_prints_the_floor_of_both_terms_together(objective):
     assert 5 < loss < 7.5 and 0 < floor < 3.5  # about ln 281 + ln 2 at the start
     assert abs(loss - floor - excess) < 2e-3
     assert "PairEncoder" in done.output
+    terms = re.findall(r"^\S+: ([\d.]+) over a floor of ([\d.]+)\.$", done.output, re.M)
+    assert len(terms) == 2
+    assert abs(sum(float(f) for _, f in terms) - floor) < 2e-3
 
 
 @pytest.mark.parametrize("objective", PAIRS)
@@ -35,6 +38,7 @@ def test_pretrain_on_real_text(tmp_path, objective):
     options = ["--corpus", str(path), "--vocab-size", "60", *TINY]
     done = lossbook("pretrain", "-o", objective, *options)
     assert done.exit_code == 0 and "no floor" in done.output, done.output
+    assert "perplexity" not in done.output  # of a sum of two losses it would mean nothing
     docs = ["--corpus", "python-docs", "--vocab-size", "300", *TINY]
     assert lossbook("pretrain", "-o", objective, *docs).exit_code == 0
 
