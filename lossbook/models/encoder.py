@@ -1,4 +1,4 @@
-"""A bidirectional Transformer with BERT's heads for tokens and pairs (Devlin et al. 2018)."""
+"""A bidirectional Transformer with BERT's heads for tokens and pairs (Devlin et al. 2019)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ class BlankInfilling(Objective):
             probabilities, of which each row draws one.
         document: Least and largest share of the text that a document's span covers.
         suffix: Probability that a document's span is the end of the text.
-        sentence_ends: Ids that end a sentence; by default of all tokens with one of ``.?!;:``.
+        sentence_ends: Ids that end a sentence; by default of all tokens with one of ``.?!;:``
+            or a line break.
         marks: Id of the mark of each level; by default those of ``[MASK]``, ``[sMASK]`` and
             ``[gMASK]``, or of ``[MASK]`` where the vocabulary lacks the others.
         duplicates: ``None`` for dynamic corruption, ``n`` for ``n`` static ones per example.

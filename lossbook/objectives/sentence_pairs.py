@@ -636,7 +636,7 @@ def full_sentences(
     require(room >= 1, "max_length", max_length, "at least 3")
     row: list[int] = []
     for document in documents:
-        if row:
+        if row and document:
             row = [*row, separator]
         for sentence in document:
             tokens = joined([sentence])[:room]
