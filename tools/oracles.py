@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
+import importlib.util
 import sys
 import types
 import warnings
@@ -133,6 +135,7 @@ def timm() -> types.ModuleType:
         found = importlib.util.find_spec("timm")
         for name in ("timm", "timm.models"):
             stub = types.ModuleType(name)
+            stub.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
             stub.__path__ = [f"{found.submodule_search_locations[0]}{name[4:].replace('.', '/')}"]
             sys.modules.setdefault(name, stub)
         sys.modules["timm.models"].group_parameters = None

@@ -11,11 +11,10 @@ import importlib
 import importlib.util
 import math
 import os
-import sys
-import types
 import warnings
 
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -232,20 +231,10 @@ def test_presets_have_the_constants_of_keras(keras, kind, name, flags):
 
 
 @pytest.fixture
-def timm(monkeypatch):
-    """Modules of ``timm.optim`` by name; ``timm`` itself needs torchvision and is stood in for."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None:
-        pytest.skip("timm is not installed")
-    (folder,) = spec.submodule_search_locations
-    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name, path in (("timm", folder), ("timm.optim", os.path.join(folder, "optim"))):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules[name].__path__ = [path]
-    yield lambda name: importlib.import_module(f"timm.optim.{name}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
-        del sys.modules[name]
+def timm():
+    """Modules of ``timm.optim`` by name."""
+    oracles.timm()
+    return lambda name: importlib.import_module(f"timm.optim.{name}")
 
 
 @pytest.mark.parametrize("foreach", [False, True])
