@@ -333,7 +333,7 @@ class BlankInfilling(Objective):
             batch: What ``batch`` made of them.
 
         Returns:
-            See :func:`lossbook.corpora.floors.infilling_floor`.
+            See :func:`lossbook.corpora.floors.infilling.infilling_floor`.
         """
         names = ("input_ids", "labels", "position_ids", "block_position_ids")
         return infilling_floor(

@@ -37,7 +37,7 @@ class CausalLM(Objective):
 
     A row ``[CLS] x_1 ... x_n [SEP]`` has the targets :math:`x_1 \dots x_n`: the first is predicted
     from ``[CLS]``, the others from all that stands before them. Special tokens and padding are
-    no targets, so that :func:`lossbook.corpora.floors.causal_floor` has the same ones.
+    no targets, so that :func:`lossbook.corpora.floors.causal.causal_floor` has the same ones.
 
     * ``"forward"``: :math:`\prod_t p(x_t \mid x_{<t})`;
     * ``"backward"``: the row is read from its other end, ``[SEP] x_n ... x_1 [CLS]``, and the

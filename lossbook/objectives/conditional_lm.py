@@ -138,7 +138,7 @@ class ConditionalLM(Objective):
             batch: What ``batch`` made of them.
 
         Returns:
-            :func:`~lossbook.corpora.floors.causal_floor`, restricted to the targets.
+            :func:`~lossbook.corpora.floors.causal.causal_floor`, restricted to the targets.
 
         Raises:
             ValueError: Labels that are not the tokens themselves, or stand at special tokens.

@@ -214,7 +214,7 @@ class MaskedLM(Objective):
             batch: What ``batch`` made of them.
 
         Returns:
-            See :func:`lossbook.corpora.floors.masked_floor`.
+            See :func:`lossbook.corpora.floors.masked.masked_floor`.
         """
         return masked_floor(
             language,

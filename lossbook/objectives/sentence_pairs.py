@@ -269,7 +269,7 @@ class SentencePairs(Objective):
 
         Raises:
             ValueError: An option without an exact floor (see
-                :func:`lossbook.corpora.floors.pair_floor`).
+                :func:`lossbook.corpora.floors.pairs.pair_floor`).
         """
         require(self.selection == "bernoulli" or not self.rate, "selection", self.selection,
                 '"bernoulli": no other law has a floor for pairs')  # fmt: skip

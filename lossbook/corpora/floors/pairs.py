@@ -103,8 +103,8 @@ def pair_floor(
 
     They see the corrupted pair and know the law of its making: where a chunk ends, the split, the
     short targets, the forced negatives, and how a foreign segment is chosen. Tokens are selected
-    independently; as in :func:`~lossbook.corpora.floors.masked_floor`, the predictor of a token
-    knows that this one was selected and not which others were.
+    independently; as in :func:`~lossbook.corpora.floors.masked.masked_floor`, the predictor of a
+    token knows that this one was selected and not which others were.
 
     Args:
         language: the language of the documents; its sentences must have a longest one.
