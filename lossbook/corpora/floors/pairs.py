@@ -40,7 +40,7 @@ from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
 TASKS = ("next-sentence", "sentence-order")
 IGNORED = -100
 LONGEST = 512  # a sentence above this counts as unbounded
-GROUP = 16  # pairs in one pass
+GROUP = 8  # pairs in one pass
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -174,14 +174,19 @@ class _Tables:
         self.initial = torch.from_numpy(language.initial)
         self.words = torch.from_numpy(language.emission)
         self.stop = self.words[:, language.sentence_end_id]
+        self.ends = self.stop.nonzero().squeeze(1)  # the few states that may end a sentence
         matrix = torch.from_numpy(language.transition)
         self.source, self.target = matrix.nonzero(as_tuple=True)
         self.chance = matrix[self.source, self.target]
 
     def step(self, f: Tensor) -> Tensor:
         """One transition of ``[states, ...]``: few of them are possible."""
-        moved = f[self.source] * self.chance.view(-1, *[1] * (f.ndim - 1))
+        moved = f.index_select(0, self.source) * self.chance.view(-1, *[1] * (f.ndim - 1))
         return torch.zeros_like(f).index_add(0, self.target, moved)
+
+    def among(self, f: Tensor, few: Tensor) -> Tensor:
+        """``f [states, ...]`` plus ``few``, which lies at the states that end sentences."""
+        return f.index_add(0, self.ends, few)
 
     def expect(self, g: Tensor) -> Tensor:
         """The mean of ``g [states, ...]`` after one transition."""
@@ -332,14 +337,14 @@ class _Law:
 
     def _read(self, segment: _Segment, u: Tensor) -> Tensor:
         f = self.beginning(segment).expand(-1, -1, len(u))
-        ends = torch.zeros_like(f)
+        rows, found = self.tables.ends, 0.0
         for t, (is_open, is_stop) in enumerate(segment.places()):
-            stop = f * is_stop
+            stop = f.index_select(0, rows) * is_stop.index_select(0, rows)
             here = (segment.length == t + 1)[:, None]
             if here.any():
-                ends = ends + torch.where(here, stop, 0.0)
-            f = self.tables.step(f * is_open + u * stop)
-        return ends
+                found = found + torch.where(here, stop, 0.0)
+            f = self.tables.step(self.tables.among(f * is_open, u * stop))
+        return self.tables.among(torch.zeros_like(f), found)
 
     def closed(self, start: Tensor, segment: _Segment, weight: Tensor, u: Tensor = ONE) -> Tensor:
         """Probability of a last segment, ``[batch, nodes]``, every inner end with its factor.
@@ -351,16 +356,24 @@ class _Law:
         early = int(time.min()) - self.longest  # an end before this place is not the last one
         f = start
         last = start * weight[:, 0, None] if early <= 0 else torch.zeros_like(start)
-        found = torch.zeros(start.shape[1:], dtype=torch.float64)
+        rows, found = self.tables.ends, torch.zeros(start.shape[1:], dtype=torch.float64)
+        several = bool(weight[:, 1:].any())  # stories with more sentences than one
         for t, (is_open, is_stop) in enumerate(segment.places()):
             here = (time == t + 1)[:, None]
+            is_stop = is_stop.index_select(0, rows)
             if here.any():
-                found = found + torch.where(here, (last * is_stop).sum(0), 0.0)
-            if t + 1 < width:
-                stop = u * f * is_stop
-                if t + 1 >= early:
-                    last = self.tables.step(last * is_open + weight[:, t + 1, None] * stop)
-                f = self.tables.step(f * is_open + stop)
+                ended = (last.index_select(0, rows) * is_stop).sum(0)
+                found = found + torch.where(here, ended, 0.0)
+            if t + 1 == width:
+                break
+            stop = u * f.index_select(0, rows) * is_stop if several else None
+            if t + 1 >= early:
+                last = last * is_open
+                if several:
+                    last = self.tables.among(last, weight[:, t + 1, None] * stop)
+                last = self.tables.step(last)
+            if several:
+                f = self.tables.step(self.tables.among(f * is_open, stop))
         return found
 
     def whole(self, ends: Tensor, first: _Segment, second: _Segment) -> Tensor:
