@@ -182,11 +182,11 @@ class _Tables:
     def step(self, f: Tensor) -> Tensor:
         """One transition of ``[states, ...]``: few of them are possible."""
         moved = f.index_select(0, self.source) * self.chance.view(-1, *[1] * (f.ndim - 1))
-        return torch.zeros_like(f).index_add(0, self.target, moved)
+        return torch.zeros_like(f).index_add_(0, self.target, moved)
 
     def among(self, f: Tensor, few: Tensor) -> Tensor:
-        """``f [states, ...]`` plus ``few``, which lies at the states that end sentences."""
-        return f.index_add(0, self.ends, few)
+        """``f [states, ...]`` with ``few`` added, in place, at the states that end sentences."""
+        return f.index_add_(0, self.ends, few)
 
     def expect(self, g: Tensor) -> Tensor:
         """The mean of ``g [states, ...]`` after one transition."""
@@ -285,13 +285,13 @@ class _Law:
     def __init__(self, language, task, target, room, text, tries, short) -> None:
         self.task, self.target, self.room, self.text = task, target, room, text
         self.tables, self.tries = _Tables(language), tries
-        shortest, self.longest = sentence_lengths(language)
+        self.shortest, self.longest = sentence_lengths(language)
         self._refuse(self.longest, short)
         weights = np.zeros(room + 1)
         weights[2 : target + 1] = short / max(1, target - 1)
         weights[target] += 1 - short if target >= 2 else 1.0
         self.weights = torch.from_numpy(weights)  # of each target
-        most = (target - 1) // shortest  # inner ends: a polynomial of degree most - 1
+        most = (target - 1) // self.shortest  # inner ends: a polynomial of degree most - 1
         nodes, share = np.polynomial.legendre.leggauss(max(1, (most + 1) // 2))
         self.nodes = torch.from_numpy((nodes + 1) / 2)
         self.share = torch.from_numpy(share / 2)
@@ -336,9 +336,13 @@ class _Law:
         return self.nodes ** segment.inner[:, None]
 
     def _read(self, segment: _Segment, u: Tensor) -> Tensor:
-        f = self.beginning(segment).expand(-1, -1, len(u))
+        f = self.beginning(segment)
         rows, found = self.tables.ends, 0.0
         for t, (is_open, is_stop) in enumerate(segment.places()):
+            if t + 1 < self.shortest:  # no sentence ends here, so there is nothing to count yet
+                f = self.tables.step(f * is_open)
+                continue
+            f = f.expand(-1, -1, len(u))
             stop = f.index_select(0, rows) * is_stop.index_select(0, rows)
             here = (segment.length == t + 1)[:, None]
             if here.any():
