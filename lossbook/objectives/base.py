@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from lossbook._require import require
+from lossbook.losses import cross_entropy
 
 IGNORE_INDEX = -100
 
@@ -249,6 +250,56 @@ class Objective(ABC):
             key: pad([piece[key][0] for piece in pieces], value, width)
             for key, value in fill.items()
         }
+
+
+class AtLabels(Objective):
+    """An objective whose logits answer for the label at their own position.
+
+    The loss is a cross-entropy there, and every label but -100 is a target.
+    """
+
+    at_labels = True
+
+    def loss(
+        self,
+        logits: Float[Tensor, "..."],
+        batch: Mapping[str, Any],
+        *,
+        denominator: float | Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Float[Tensor, "..."]:
+        """Cross-entropy at the targets.
+
+        Args:
+            logits: ``[B, T, V]``, or ``[N, V]`` at the ``N`` targets alone, in the order of
+                ``batch["labels"][batch["labels"] != -100]``.
+            batch: Has ``labels [B, T]``, -100 where there is no target.
+            denominator: Replaces the number of targets below the mean: the targets of all
+                micro-batches of a step, or of all processes.
+            reduction: ``"mean"`` over the targets of the batch, ``"sum"`` or ``"none"``.
+
+        Returns:
+            Nats per target. A batch without a target gives 0 with a zero gradient.
+
+        Raises:
+            ValueError: Logits and labels do not fit, or a label is outside the classes.
+        """
+        labels = batch["labels"]
+        if logits.ndim == 2 and labels.ndim == 2:
+            labels = labels[labels != IGNORE_INDEX]
+        require(logits.shape[:-1] == labels.shape, "logits", tuple(logits.shape),
+                f"{tuple(labels.shape)} as the labels, and the classes last")  # fmt: skip
+        return cross_entropy(
+            logits,
+            labels,
+            ignore_index=IGNORE_INDEX,
+            reduction=reduction,
+            denominator=denominator,
+        )
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """The number of labels that are targets."""
+        return int((torch.as_tensor(batch["labels"]) != IGNORE_INDEX).sum())
 
 
 def pad(

@@ -22,15 +22,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from lossbook._require import require
 from lossbook.corpora.floors import Floor, infilling_floor, length_pmf, span_budget
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
-from lossbook.losses import cross_entropy
-from lossbook.objectives.base import IGNORE_INDEX, Objective, Shown, TokenIds, pad
+from lossbook.objectives.base import IGNORE_INDEX, AtLabels, Shown, TokenIds, pad
 
 LEVELS = ("token", "sentence", "document")
 ORDERS = ("shuffled", "left-to-right")
@@ -48,7 +45,7 @@ class Spans(NamedTuple):
     mark: Int[np.ndarray, " spans"]
 
 
-class BlankInfilling(Objective):
+class BlankInfilling(AtLabels):
     r"""The objective of GLM.
 
     ``[CLS]`` stands for GLM's ``<sop>``, which starts a piece, and ``[SEP]`` for its ``<eop>``,
@@ -90,7 +87,6 @@ class BlankInfilling(Objective):
     """
 
     name = "blank-infilling"
-    at_labels = True
 
     def __init__(
         self,
@@ -277,47 +273,6 @@ class BlankInfilling(Objective):
         fill = dict.fromkeys(pieces[0], 0) if pieces else {}
         fill |= {"input_ids": self.vocabulary.pad_id, "labels": IGNORE_INDEX}
         return {key: pad([piece[key][0] for piece in pieces], fill[key]) for key in fill}
-
-    def loss(
-        self,
-        logits: Float[Tensor, "..."],
-        batch: Mapping[str, Any],
-        *,
-        denominator: float | Tensor | None = None,
-        reduction: str = "mean",
-    ) -> Float[Tensor, "..."]:
-        """Cross-entropy at the targets of part B, end tokens included.
-
-        Args:
-            logits: ``[B, W, V]``, or ``[N, V]`` at the ``N`` targets alone, in the order of
-                ``batch["labels"][batch["labels"] != -100]``.
-            batch: Has ``labels [B, W]``.
-            denominator: Replaces the number of targets below the mean: the targets of all
-                micro-batches of a step, or of all processes.
-            reduction: ``"mean"`` over the targets of the batch, ``"sum"`` or ``"none"``.
-
-        Returns:
-            Nats per target. A batch without a target gives 0 with a zero gradient.
-
-        Raises:
-            ValueError: Logits and labels do not fit, or a label is outside the classes.
-        """
-        labels = batch["labels"]
-        if logits.ndim == 2 and labels.ndim == 2:
-            labels = labels[labels != IGNORE_INDEX]
-        require(logits.shape[:-1] == labels.shape, "logits", tuple(logits.shape),
-                f"{tuple(labels.shape)} as the labels, and the classes last")  # fmt: skip
-        return cross_entropy(
-            logits,
-            labels,
-            ignore_index=IGNORE_INDEX,
-            reduction=reduction,
-            denominator=denominator,
-        )
-
-    def count(self, batch: Mapping[str, Any]) -> int:
-        """The number of targets: the tokens of all spans, and one end token for each span."""
-        return int((torch.as_tensor(batch["labels"]) != IGNORE_INDEX).sum())
 
     def floor(
         self,

@@ -18,21 +18,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Int
 
 from lossbook._require import require
 from lossbook.corpora.floors import Floor, masked_floor
 from lossbook.corpora.hidden_markov import HiddenMarkovLanguage
-from lossbook.losses import cross_entropy
-from lossbook.objectives.base import IGNORE_INDEX, Objective, TokenIds
+from lossbook.objectives.base import IGNORE_INDEX, AtLabels, TokenIds
 
 SELECTIONS = ("bernoulli", "count", "rounding")
 RANDOM_TOKENS = ("ordinary", "all")
 
 
-class MaskedLM(Objective):
+class MaskedLM(AtLabels):
     r"""The masked-LM objective of BERT, RoBERTa and transformers' collator.
 
     Special tokens and padding are never selected. How many of the others are depends on
@@ -69,7 +66,6 @@ class MaskedLM(Objective):
     """
 
     name = "masked-lm"
-    at_labels = True
 
     def __init__(
         self,
@@ -158,47 +154,6 @@ class MaskedLM(Objective):
         if swapped.size:
             seen[swapped] = self.random_ids[rng.integers(len(self.random_ids), size=swapped.size)]
         return seen
-
-    def loss(
-        self,
-        logits: Float[Tensor, "..."],
-        batch: Mapping[str, Any],
-        *,
-        denominator: float | Tensor | None = None,
-        reduction: str = "mean",
-    ) -> Float[Tensor, "..."]:
-        """Cross-entropy at the targets.
-
-        Args:
-            logits: ``[B, T, V]``, or ``[N, V]`` at the ``N`` targets alone, in the order of
-                ``batch["labels"][batch["labels"] != -100]``.
-            batch: Has ``labels [B, T]``, ours or those of transformers' collator.
-            denominator: Replaces the number of targets below the mean: the targets of all
-                micro-batches of a step, or of all processes.
-            reduction: ``"mean"`` over the targets of the batch, ``"sum"`` or ``"none"``.
-
-        Returns:
-            Nats per target. A batch without a target gives 0 with a zero gradient.
-
-        Raises:
-            ValueError: Logits and labels do not fit, or a label is outside the classes.
-        """
-        labels = batch["labels"]
-        if logits.ndim == 2 and labels.ndim == 2:
-            labels = labels[labels != IGNORE_INDEX]
-        require(logits.shape[:-1] == labels.shape, "logits", tuple(logits.shape),
-                f"{tuple(labels.shape)} as the labels, and the classes last")  # fmt: skip
-        return cross_entropy(
-            logits,
-            labels,
-            ignore_index=IGNORE_INDEX,
-            reduction=reduction,
-            denominator=denominator,
-        )
-
-    def count(self, batch: Mapping[str, Any]) -> int:
-        """The number of selected tokens."""
-        return int((torch.as_tensor(batch["labels"]) != IGNORE_INDEX).sum())
 
     def floor(
         self,
