@@ -289,13 +289,21 @@ class Adafactor(Optimizer):
         rows, columns = ([1 if i == axis else n for i, n in enumerate(shape)] for axis in axes)
         return {**found, "r": tuple(columns), "c": tuple(rows)}
 
-    def _row(self, p: Tensor, state: dict[str, Any]) -> tuple[Row, tuple[Any, ...] | None]:
+    def _rows(self, part: Any, states: list[dict[str, Any]]) -> list[Row]:
+        return list(map(self._row, part.parameters, part.gradients, states))
+
+    def _row(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> Row:
         """(theta, g, *memory), with rows and columns as the last two axes."""
-        row = [p, p.grad, *(state[name] for name in ("m", "r", "c", "v") if name in state)]
+        row = [p, g, *(state[name] for name in ("m", "r", "c", "v") if name in state)]
         axes = None if "v" in state else self._factored(p)
         if axes not in (None, (p.ndim - 2, p.ndim - 1)):
             row = [x.movedim(axes, (-2, -1)) for x in row]
-        return row, (p.dtype, *map(form_of, row)) if is_open(row) else None
+        return row
+
+    def _forms(self, rows: list[Row]) -> list[tuple[Any, ...] | None]:
+        return [
+            (*(x.dtype for x in row), *map(form_of, row)) if is_open(row) else None for row in rows
+        ]
 
     def _factored(self, p: Tensor) -> tuple[int, int] | None:
         for group in self.param_groups:

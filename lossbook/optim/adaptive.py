@@ -181,13 +181,12 @@ class _Adaptive(Optimizer):
             **{name: group[name] for name in self.choices},
         }
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        fresh = not self.state[p]
-        state = super()._state_of(p)
+    def _begin(self, p: Tensor, state: dict[str, Any]) -> None:
+        fresh = "v" not in state
+        super()._begin(p, state)
         if fresh:
             group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
             state["v"].fill_(group.get("initial_accumulator_value", 0.0))
-        return state
 
 
 class Adagrad(_Adaptive):
@@ -425,13 +424,6 @@ class RMSprop(_Adaptive):
         names = remembers.split()
         theta, new = rmsprop_step(theta, g, dict(zip(names, memory, strict=True)), t, **options)
         return theta, *(new[name] for name in names)
-
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state = super()._state_of(p)
-        for name in self.memory:
-            if name not in state:  # momentum was switched on after the first steps
-                state[name] = p.new_zeros(p.shape, dtype=arithmetic_dtype(p.dtype))
-        return state
 
     def _checked(self, saved: dict[str, Any], key: int, p: Tensor) -> dict[str, Any]:
         state = super()._checked(saved, key, p)

@@ -8,9 +8,10 @@ runs in the tests in float64, step by step in :meth:`Optimizer.step`, and throug
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import chain
-from operator import is_
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, compress
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook._require import require
-from lossbook.optim.batching import TILE, Row, batches, blocks, glued, shape_for
+from lossbook.optim.batching import Row, batches, blocks, flat, glued
 from lossbook.optim.clipping import CLIP_FORMS, clip_factor, global_norm
 from lossbook.optim.compiled import (
     arithmetic_dtype,
@@ -37,29 +38,23 @@ FOREIGN_KEYS = {
 }
 
 
+DENSE = frozenset([torch.strided])
+REAL = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+
 class _Moving(NamedTuple):
+    """Parameters of one group that are decayed alike, and their gradients."""
+
     group: int
-    name: str | None
-    parameter: Tensor
     decayed: bool
+    parameters: list[Tensor]
+    gradients: list[Tensor]
 
 
 class _Plan(NamedTuple):
     numbers: dict[str, float]
     options: dict[str, Any]
     rows: list[Row]
-    forms: list[tuple[Any, ...] | None]  # of each row: what its kernel depends on, None without
-
-
-class _Flat(NamedTuple):
-    """A parameter and its memory as vectors or tables, kept from step to step."""
-
-    place: int
-    memory: list[Tensor]
-    theta: Tensor
-    rest: list[Tensor]
-    turned: tuple[int, ...] | None  # the shape of the views, where it is not the parameter's own
-    form: tuple[Any, ...]
 
 
 class NonFiniteGradientError(ValueError):
@@ -110,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
         require(clip_form in CLIP_FORMS, "clip_form", clip_form, f"one of {CLIP_FORMS}")
         self.clip, self.clip_form, self.check_finite = clip, clip_form, check_finite
         self.compiled, self._exclude = compiled, exclude
-        self._excluded_by, self._flat, self._listed = exclusion_rule(exclude), {}, []
+        self._excluded_by = exclusion_rule(exclude)
         if not isinstance(params, Tensor | dict):
             params = list(params)
             require(params, "params", params, "at least one parameter (a generator is used up?)")
@@ -179,50 +174,40 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         moving = self._moving()
         scale = self._scale(moving)
-        plans: dict[tuple[int, bool, int], _Plan] = {}
-        self._names = self.memory
-        for item in moving:
-            state = self._state_of(item.parameter)
-            state["step"] = t = state["step"] + 1
-            key = item.group, item.decayed, t
-            plan = plans.get(key)
-            if plan is None:
-                plan = plans[key] = self._plan(*key, scale)
-            row, form = self._row(item.parameter, state)
-            plan.rows.append(row)
-            plan.forms.append(form)
-        for plan in plans.values():
+        for plan in [plan for part in moving for plan in self._plans(part, scale)]:
             self._run(plan)
         return loss
 
     def _moving(self) -> list[_Moving]:
-        moving = [item for item in self._all() if item.parameter.grad is not None]
-        for item in moving:
-            g = item.parameter.grad
-            if g.layout is not torch.strided:
-                require(False, _label(item.name, item.parameter), g.layout, "a dense gradient")
-            if not g.is_floating_point():
-                require(False, _label(item.name, item.parameter), g.dtype, "a real gradient")
-        return moving
+        found = []
+        for index, group in enumerate(self.param_groups):
+            for decayed in set(group["decayed"]):
+                params = list(compress(group["params"], map(decayed.__eq__, group["decayed"])))
+                gradients = [p.grad for p in params]
+                there = [g is not None for g in gradients]
+                if not all(there):
+                    params, gradients = (list(compress(x, there)) for x in (params, gradients))
+                found.append(_Moving(index, decayed, params, gradients))
+        for part in found:
+            self._refuse_kinds(part)
+        return found
 
-    def _all(self) -> list[_Moving]:
-        """All parameters in order, listed anew when a group has changed."""
-        if len(self._listed) != sum(len(group["params"]) for group in self.param_groups):
-            self._listed = [
-                _Moving(index, name, p, decayed)
-                for index, group in enumerate(self.param_groups)
-                for (name, p), decayed in zip(_named(group), group["decayed"], strict=True)
-            ]
-        return self._listed
+    def _refuse_kinds(self, part: _Moving) -> None:
+        """Gradients must be dense and real."""
+        for name, known in (("layout", DENSE), ("dtype", REAL)):
+            kinds = list(map(attrgetter(name), part.gradients))
+            if not known.issuperset(kinds):
+                i = [kind in known for kind in kinds].index(False)
+                expected = "a dense gradient" if name == "layout" else "a real gradient"
+                require(False, self._label(part.parameters[i]), kinds[i], expected)
 
     def _scale(self, moving: list[_Moving]) -> float:
         """What the gradients are multiplied by; refuses those that are not finite."""
         if self.clip is None:
-            if self.check_finite is False:
-                return 1.0
-            self._refuse_non_finite([item for item in moving if self._looks_at(item.parameter)])
+            if self.check_finite is not False:
+                self._refuse_non_finite(moving, self._looks_at)
             return 1.0
-        total = global_norm(item.parameter.grad for item in moving)
+        total = global_norm(g for part in moving for g in part.gradients)
         if self.check_finite is not False and not math.isfinite(total):
             self._refuse_non_finite(moving)
             raise NonFiniteGradientError(
@@ -233,27 +218,48 @@ class Optimizer(torch.optim.Optimizer):
     def _looks_at(self, p: Tensor) -> bool:
         return p.device.type == "cpu" if self.check_finite is None else self.check_finite
 
-    def _refuse_non_finite(self, moving: list[_Moving]) -> None:
-        bad = [_label(m.name, m.parameter) for m in moving if not _is_finite(m.parameter.grad)]
+    def _refuse_non_finite(
+        self, moving: list[_Moving], looks_at: Callable[[Tensor], bool] = lambda p: True
+    ) -> None:
+        pairs = [pair for part in moving for pair in zip(*part[2:], strict=True)]
+        bad = [self._label(p) for p, g in pairs if looks_at(p) and not _is_finite(g)]
         if bad:
             found = f"an infinity or NaN in {', '.join(bad[:8])}"
             raise NonFiniteGradientError(f"gradients: expected finite numbers, got {found}")
+
+    def _label(self, p: Tensor) -> str:
+        pairs = chain.from_iterable(map(_named, self.param_groups))
+        return next(_label(name, p) for name, q in pairs if q is p)
 
     def shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """What is remembered of a parameter: names and shapes; here all are shaped like it."""
         return {name: tuple(p.shape) for name in self.memory}
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state = self.state[p]
-        if not state:
-            state["step"] = 0
-            dtype = arithmetic_dtype(p.dtype)
-            for name, shape in self.shapes(p).items():
-                if shape == tuple(p.shape):  # and laid out like it
-                    state[name] = torch.zeros_like(p, dtype=dtype)
-                else:
-                    state[name] = p.new_zeros(shape, dtype=dtype)
-        return state
+    def _plans(self, part: _Moving, scale: float) -> Iterator[_Plan]:
+        """Begin what is not remembered yet, count the step, and sort by step counts."""
+        needed = {"step", *self.memory}
+        states = [self.state[p] for p in part.parameters]
+        for p, state in zip(part.parameters, states, strict=True):
+            if not needed <= state.keys():
+                self._begin(p, state)
+            state["step"] += 1
+        rows, steps = self._rows(part, states), [state["step"] for state in states]
+        for t in set(steps):
+            plan = self._plan(part.group, part.decayed, t, scale)
+            plan.rows.extend(compress(rows, map(t.__eq__, steps)))
+            yield plan
+
+    def _begin(self, p: Tensor, state: dict[str, Any]) -> None:
+        """Zeros for what is not remembered yet."""
+        state.setdefault("step", 0)
+        dtype = arithmetic_dtype(p.dtype)
+        for name, shape in self.shapes(p).items():
+            if name in state:
+                continue
+            if shape == tuple(p.shape):  # and laid out like it
+                state[name] = torch.zeros_like(p, dtype=dtype)
+            else:
+                state[name] = p.new_zeros(shape, dtype=dtype)
 
     def _plan(self, index: int, decayed: bool, t: int, scale: float) -> _Plan:
         """What the parameters of a group with the same step count have in common."""
@@ -262,34 +268,23 @@ class Optimizer(torch.optim.Optimizer):
             values["weight_decay"] = 0.0
         options = {k: x for k, x in values.items() if isinstance(x, str | bool)}
         numbers = {k: float(x) for k, x in values.items() if k not in options}
-        return _Plan({"t": float(t), "scale": scale, **numbers}, options, [], [])
+        return _Plan({"t": float(t), "scale": scale, **numbers}, options, [])
 
-    def _row(self, p: Tensor, state: dict[str, Any]) -> tuple[Row, tuple[Any, ...] | None]:
-        """(theta, g, *memory), flat where the equation allows and no copy is needed; its form."""
-        g, memory = p.grad, [state[name] for name in self._names]
-        if not (self.elementwise and g.is_contiguous() and p.is_contiguous()):
-            return [p, g, *memory], None
-        flat = self._flat.get(id(p))
-        if flat is None or flat.place != p.data_ptr() or not _same(flat.memory, memory):
-            if not all(map(Tensor.is_contiguous, memory)):
-                return [p, g, *memory], None
-            flat = self._flat[id(p)] = self._flattened(p, memory)
-        _, _, theta, rest, turned, form = flat
-        return [theta, g if turned is None else g.view(turned), *rest], form
-
-    def _flattened(self, p: Tensor, memory: list[Tensor]) -> _Flat:
-        shape = shape_for(p, self.compiled)
-        theta, *rest = (x.view(shape) for x in (p, *memory))
-        turned = None if p.shape == shape else shape
-        return _Flat(p.data_ptr(), memory, theta, rest, turned, (p.dtype, len(shape)))
+    def _rows(self, part: _Moving, states: list[dict[str, Any]]) -> list[Row]:
+        """(theta, g, *memory) of each parameter."""
+        memory = ([state[name] for state in states] for name in self.memory)
+        return list(zip(part.parameters, part.gradients, *memory, strict=True))
 
     def _run(self, plan: _Plan) -> None:
         equation, rows = type(self).equation, plan.rows
-        if self.compiled and rows[0][0].device.type != "cpu":
+        on_cpu = rows[0][0].device.type == "cpu"
+        if self.compiled and on_cpu:
+            rows = self._run_compiled(plan)
+        if self.elementwise:
+            rows = [flat(row) for row in rows]
+        if self.compiled and not on_cpu:
             update_together(equation, rows, plan.numbers, plan.options)
             return
-        if self.compiled:
-            rows = self._run_compiled(plan)
 
         def move(row: Row) -> None:
             for block in blocks(row) if self.elementwise else [row]:
@@ -299,31 +294,33 @@ class Optimizer(torch.optim.Optimizer):
             glued(batch, move)
 
     def _run_compiled(self, plan: _Plan) -> list[Row]:
-        """Move the rows for which there is a kernel; the others come back, as vectors."""
-        left, moved = [], []
-        calls: dict[Any, Any] = {}  # of every form that occurs: its kernel, or None without one
-        for row, form in zip(plan.rows, plan.forms, strict=True):
-            key = form, row[1].dtype
-            call = calls.get(key, self)
-            if call is self:
-                call = calls[key] = self._kernel(row, form, plan)
-            if call is None:
-                left.append([x.view(-1) for x in row] if self.elementwise and form else row)
+        """Move the rows for which there is a kernel; the others come back."""
+        alike: defaultdict[Any, list[Row]] = defaultdict(list)
+        for form, row in zip(self._forms(plan.rows), plan.rows, strict=True):
+            alike[form].append(row)
+        left = alike.pop(None, [])
+        for rows in alike.values():
+            example = flat(rows[0]) if self.elementwise else rows[0]
+            kernel = kernel_for(type(self).equation, example, plan.numbers, plan.options)
+            if kernel is None:
+                left += rows
                 continue
-            run, scalars = call
-            run([*row, *scalars])
-            moved.append(row[0])
-        torch.autograd.graph.increment_version(moved)
+            kernel.move(rows, kernel.scalars(plan.numbers))
+            torch.autograd.graph.increment_version([row[0] for row in rows])
         return left
 
-    def _kernel(
-        self, row: Row, form: tuple[Any, ...] | None, plan: _Plan
-    ) -> tuple[Callable[..., Any], Any] | None:
-        if form is None:
-            return None
-        width = TILE if self.elementwise and row[0].ndim == 2 else None
-        kernel = kernel_for(type(self).equation, row, plan.numbers, plan.options, width)
-        return kernel and (kernel.run, kernel.scalars(plan.numbers))
+    def _forms(self, rows: list[Row]) -> Iterable[Any]:
+        """What the kernel of each row depends on; None where no kernel can take the row."""
+        columns = list(zip(*rows, strict=True))
+        lengths = [list(map(Tensor.numel, column)) for column in columns]
+        forms = zip(*(map(attrgetter("dtype"), column) for column in columns), strict=True)
+        whole = (map(Tensor.is_contiguous, column) for column in columns)
+        if lengths.count(lengths[0]) == len(lengths) and all(map(all, whole)):
+            return forms
+        return [
+            form if all(x.is_contiguous() and x.numel() == row[0].numel() for x in row) else None
+            for form, row in zip(forms, rows, strict=True)
+        ]
 
     # What is saved
 
@@ -333,7 +330,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._excluded_by, self._flat, self._listed = exclusion_rule(self._exclude), {}, []
+        self._excluded_by = exclusion_rule(self._exclude)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``, which is copied; moments take this optimizer's precision.

@@ -13,7 +13,6 @@ from torch import Tensor
 
 Row = Sequence[Tensor]  # (theta, g, *memory) of one parameter
 
-TILE = 1024  # width of the table that a compiled kernel sees in a long vector
 SMALL = 2**14  # tensors with fewer numbers are glued together
 BLOCK = 2**17  # numbers that are updated at a time
 
@@ -22,15 +21,9 @@ def is_vector(row: Row) -> bool:
     return row[0].ndim == 1
 
 
-def shape_for(p: Tensor, compiled: bool) -> tuple[int, ...]:
-    """How an elementwise equation sees ``p``: a vector, or a table of whole tiles if compiled.
-
-    The inner loop of a table has a length that the compiler knows, so nothing is left over at its
-    end: that is worth 10 to 20 % of a step.
-    """
-    tiles = p.numel() // TILE
-    whole = compiled and tiles > 1 and tiles * TILE == p.numel() and p.device.type == "cpu"
-    return (tiles, TILE) if whole else (p.numel(),)
+def flat(row: Row) -> Row:
+    """A row of contiguous tensors as vectors, any other as it is."""
+    return [x.view(-1) for x in row] if all(map(Tensor.is_contiguous, row)) else row
 
 
 def is_open(row: Row) -> bool:

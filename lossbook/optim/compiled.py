@@ -6,22 +6,28 @@ temporaries are kept in the cache by giving it small blocks. Compiled, it is a s
 
 The compiler is called below ``torch.compile``: that checks its guards at every call, which for
 the hundreds of small tensors of a model costs more than the update. Here one kernel with an open
-length is built for each equation, set of options and precision, and called directly. Learning
-rate, step count and the other numbers are arguments, so a schedule does not recompile anything.
+length is built for each equation, set of options and precision, and :mod:`lossbook.optim.sweep`
+takes it over all tensors in one call. Learning rate, step count and the other numbers are
+arguments, so a schedule does not recompile anything.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from lossbook.optim.batching import Row, flat
+from lossbook.optim.sweep import TILE, swept
+
 Equation = Callable[..., tuple[Tensor, ...]]
+Move = Callable[[Sequence[Row], Sequence[Tensor]], None]  # rows and scalars
 EXAMPLE_LENGTH = 2**20  # large enough that the compiler thinks threads worth their start
 EXAMPLE_SHAPE = (1048, 1000, 24, 20, 12)  # of what is no vector; no two axes share a length
 LARGE = 2**18  # among the examples: at least this long is a parameter, shorter are its statistics
@@ -50,19 +56,29 @@ def update(
         old.copy_(value)
 
 
-@dataclass(frozen=True, eq=False)
 class Kernel:
-    """A compiled update of flat tensors of any one length, or of matrices of any shape."""
+    """A compiled update of rows of vectors of any length, or of matrices of any shape.
 
-    prepare: Callable[..., tuple[Tensor, ...]]  # what depends on numbers alone, such as 1 - beta^t
-    run: Callable[[list[Tensor]], Any]
-    dtype: torch.dtype
+    Args:
+        prepare: computes what depends on numbers alone, such as 1 - beta^t.
+        move: moves all rows, given what ``prepare`` found.
+        dtype: the precision in which ``move`` wants it.
+    """
+
+    def __init__(self, prepare: fx.GraphModule, move: Move, dtype: torch.dtype) -> None:
+        self.prepare, self.move, self.dtype = prepare, move, dtype
+        inputs = prepare.graph.find_nodes(op="placeholder")
+        self._used = [bool(node.users) for node in inputs]
+        self._last: tuple[list[float], Sequence[Tensor]] | None = None
 
     def scalars(self, numbers: dict[str, float]) -> Sequence[Tensor]:
-        """The kernel's arguments beside the tensors, computed in float64."""
-        values = torch.tensor([*numbers.values()], dtype=torch.float64, device="cpu")
-        found = self.prepare(*values.unbind())
-        return torch.stack(found).to(self.dtype).unbind() if found else ()
+        """The kernel's arguments beside the tensors, computed in float64 where they are new."""
+        used = list(compress(numbers.values(), self._used))
+        if self._last is None or self._last[0] != used:
+            values = torch.tensor([*numbers.values()], dtype=torch.float64, device="cpu")
+            found = self.prepare(*values.unbind())
+            self._last = used, torch.stack(found).to(self.dtype).unbind() if found else ()
+        return self._last[1]
 
 
 def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
@@ -77,17 +93,13 @@ def kernel_for(
     tensors: Sequence[Tensor],
     numbers: dict[str, float],
     options: dict[str, Any],
-    width: int | None = None,
 ) -> Kernel | None:
-    """The kernel for tensors of these precisions, built at its first use; None if that fails.
-
-    With ``width`` it takes matrices of so many columns and no others.
-    """
-    theta, g = tensors[:2]  # the memory's precision follows from theta's
-    key = (equation, theta.dtype, g.dtype, *map(form_of, tensors), *options.items(), width)
+    """The kernel for tensors of these precisions, built at its first use; None if that fails."""
+    precisions = (x.dtype for x in tensors)
+    key = (equation, *precisions, *map(form_of, tensors), *options.items())
     if key not in _kernels:
         try:
-            _kernels[key] = _build(equation, tensors, numbers, options, width)
+            _kernels[key] = _build(equation, tensors, numbers, options)
         except Exception as error:  # whatever a compiler, its headers or its cache may raise
             _kernels[key] = None
             warn_uncompiled(error)
@@ -110,8 +122,44 @@ def _build(
     tensors: Sequence[Tensor],
     numbers: dict[str, float],
     options: dict[str, Any],
-    width: int | None,
 ) -> Kernel:
+    what, dtype = (equation, tensors, numbers, options), arithmetic_dtype(tensors[0].dtype)
+    vectors = all(x.ndim == 1 for x in tensors)
+    if vectors:
+        serial = {"cpp.threads": 1}
+        with suppress(Exception):  # the slower way, or its own error, comes next
+            _, table = _compiled(*what, width=TILE, **serial)
+            prepare, vector = _compiled(*what, **serial)
+            scalars = Kernel(prepare, one_by_one(vector, vectors), dtype).scalars(numbers)
+            dtypes = [x.dtype for x in tensors]
+            return Kernel(prepare, swept(table, vector, dtypes, scalars), dtype)
+    # dynamic_threads: follow torch.set_num_threads() instead of today's number of threads.
+    prepare, run = _compiled(*what, **{"cpp.dynamic_threads": True})
+    return Kernel(prepare, one_by_one(run, vectors), dtype)
+
+
+def one_by_one(run: Callable[[list[Tensor]], Any], vectors: bool) -> Move:
+    """A call for each row."""
+
+    def move(rows: Sequence[Row], scalars: Sequence[Tensor]) -> None:
+        for row in map(flat, rows) if vectors else rows:
+            run([*row, *scalars])
+
+    return move
+
+
+def _compiled(
+    equation: Equation,
+    tensors: Sequence[Tensor],
+    numbers: dict[str, float],
+    options: dict[str, Any],
+    width: int | None = None,
+    **settings: Any,
+) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[[list[Tensor]], Any]]:
+    """What is to be computed of the numbers, and the compiler's function of one row and of that.
+
+    With ``width`` it takes tables of so many columns in the place of vectors.
+    """
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -123,8 +171,7 @@ def _build(
         update(equation, arguments[: len(tensors)], named, options)
         return ()
 
-    # dynamic_threads: follow torch.set_num_threads() instead of today's number of threads.
-    settings = {"cpp.dynamic_threads": True, "size_asserts": False}
+    settings["size_asserts"] = False
     if hasattr(config.cpp, "enable_floating_point_contract_flag"):
         settings["cpp.enable_floating_point_contract_flag"] = "fast"  # a x + b is rounded once
     mode, arguments = _examples(tensors, numbers, width)
@@ -137,7 +184,7 @@ def _build(
         inputs = [node.meta["val"] for node in kernel.graph.nodes if node.op == "placeholder"]
         inputs = [x.to(dtype) if x.ndim == 0 else x for x in inputs]
         compiled = compile_fx_inner(kernel, inputs)
-        return Kernel(prepare, getattr(compiled, "current_callable", None) or compiled, dtype)
+        return prepare, getattr(compiled, "current_callable", None) or compiled
 
 
 def form_of(x: Tensor) -> tuple[bool, ...]:
@@ -151,7 +198,7 @@ def _examples(
     """Stand-ins for tensors whose axes have unknown lengths, and for the numbers.
 
     Axes of the same place share their length, or have length 1, as row and column sums do.
-    With ``width`` the second axis has that length.
+    With ``width`` vectors are tables, whose second axis has that length.
     """
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import (
@@ -164,10 +211,9 @@ def _examples(
     arguments = []
     for x in tensors:
         lengths = EXAMPLE_SHAPE if x.ndim > 1 else (EXAMPLE_LENGTH,)
-        lengths = (lengths[0], width) if width else lengths
         shape = [n if is_open else 1 for n, is_open in zip(lengths, form_of(x), strict=False)]
-        fixed = (1, width)
-        sizes = [DimDynamic.STATIC if n in fixed else DimDynamic.DUCK for n in shape]
+        shape += [width] if width else []
+        sizes = [DimDynamic.STATIC if n in (1, width) else DimDynamic.DUCK for n in shape]
         lengths = StatelessSymbolicContext(dynamic_sizes=sizes)
         example = torch.empty(shape, dtype=x.dtype, device=x.device)
         arguments.append(mode.from_tensor(example, symbolic_context=lengths))

@@ -219,13 +219,6 @@ class SGD(Optimizer):
             **{name: group[name] for name in ("lr_placement", "first_buffer", "decay")},
         }
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state = super()._state_of(p)
-        for name in self._names:
-            if name not in state:  # momentum was switched on after the first steps
-                state[name] = torch.zeros_like(p, dtype=arithmetic_dtype(p.dtype))
-        return state
-
     def _checked(self, saved: dict[str, Any], key: int, p: Tensor) -> dict[str, Any]:
         state = super()._checked(saved, key, p)
         if "b" in saved and not self.memory:  # the groups that come with it have momentum

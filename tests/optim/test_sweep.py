@@ -1,0 +1,149 @@
+"""One call moves all parameters, and moves them as the plain step does."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from lossbook.optim import SGD, AdamW, compiled
+from lossbook.optim.sweep import GRAIN, TILE, kernel_of
+
+SHAPES = [
+    (2 * TILE,),
+    (3, TILE),
+    (TILE, 2),
+    (TILE + 1, 2),
+    (TILE - 1,),
+    (5, 7),
+    (1,),
+    (0,),
+    (),
+]
+MAKERS = {
+    "sgd": lambda params, **how: SGD(params, lr=0.1, **how),
+    "momentum": lambda params, **how: SGD(params, lr=0.1, momentum=0.9, **how),
+    "adamw": lambda params, **how: AdamW(params, lr=0.1, eps=1e-3, weight_decay=0.1, **how),
+}
+
+
+def parameters(shapes: list[tuple[int, ...]], turned: bool = False) -> list[torch.nn.Parameter]:
+    """The same numbers for every caller; turned, every matrix is the transpose of its memory."""
+    torch.manual_seed(0)
+    made = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    if turned:
+        made = [x.T.contiguous().T if x.ndim == 2 else x for x in made]
+    return [torch.nn.Parameter(x) for x in made]
+
+
+def walked(make, shapes=SHAPES, turned=False, turned_gradients=False, **how):
+    params = parameters(shapes, turned)
+    optimizer = make(params, **how)
+    rng = torch.Generator().manual_seed(1)
+    for step in range(4):
+        for i, p in enumerate(params):
+            g = torch.randn(p.shape, generator=rng, dtype=torch.float64)
+            p.grad = g.T.contiguous().T if turned_gradients and g.ndim == 2 else g
+            if step == 1 and i == 1:
+                p.grad = None  # from here on this one is a step behind the others
+        optimizer.step()
+    return [p.detach().clone() for p in params]
+
+
+def gap(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().sum()) for a, b in zip(one, two, strict=True))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_warning():
+    """A fall-back to the plain step would hide a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turned_gradients", [False, True])
+def test_whatever_the_shape_and_layout_the_step_is_the_plain_one(
+    name, turned, turned_gradients, no_warning
+):
+    plain = walked(MAKERS[name])
+    fast = walked(MAKERS[name], SHAPES, turned, turned_gradients, compiled=True)
+    assert gap(plain, fast) <= 1e-11  # a sum over 2000 numbers, rounded once less each
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_shares_of_threads_meet_without_gap_or_overlap(name, threads, no_warning):
+    """Borders of shares fall into tensors, onto their ends, and behind the last of them."""
+    shapes = [(3,), (GRAIN,), (GRAIN - 3,), (2 * GRAIN + 5,), (7, TILE), (11,)]
+    threads(1)
+    alone = walked(MAKERS[name], shapes, compiled=True)
+    assert gap(alone, walked(MAKERS[name], shapes)) <= 1e-9
+    for count in (2, 3, 5):
+        threads(count)
+        assert gap(alone, walked(MAKERS[name], shapes, compiled=True)) == 0
+
+
+def test_memory_that_was_replaced_is_followed():
+    p = torch.nn.Parameter(torch.ones(2 * TILE, dtype=torch.float64))
+    optimizer = SGD([p], lr=1.0, momentum=0.5, compiled=True)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.state[p]["b"] = torch.ones_like(p)
+    optimizer.step()
+    assert torch.allclose(p, torch.full_like(p, 0.5))
+    p.data = torch.full_like(p, 3.0)
+    optimizer.step()
+    assert torch.allclose(p, torch.full_like(p, 2.75))
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_a_parameter_that_was_replaced_in_its_group_is_followed(flag):
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = SGD([p], lr=1.0, compiled=flag)
+    for x in (p, q):
+        x.grad = torch.ones_like(x)
+    optimizer.step()
+    optimizer.param_groups[0]["params"][0] = q
+    optimizer.step()
+    assert torch.equal(p, torch.zeros(3))
+    assert torch.equal(q, torch.zeros(3))
+
+
+def test_memory_of_another_length_never_reaches_the_kernel(untyped):
+    p = torch.nn.Parameter(torch.ones(8))
+    optimizer = SGD([p], lr=1.0, momentum=0.5, compiled=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.state[p]["b"] = torch.ones(5)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_where_the_list_cannot_be_swept_its_tensors_go_one_by_one(name, monkeypatch, no_warning):
+    def refused(*_):
+        raise ValueError("run: expected a function with one kernel, got []")
+
+    swept = walked(MAKERS[name], compiled=True)
+    monkeypatch.setattr(compiled, "swept", refused)
+    monkeypatch.setattr(compiled, "_kernels", {})
+    singly = walked(MAKERS[name], compiled=True)
+    assert gap(swept, singly) <= 1e-11
+    moves = [kernel.move.__qualname__ for kernel in compiled._kernels.values()]
+    assert moves
+    assert all(move.startswith("one_by_one") for move in moves)
+
+
+def test_a_function_without_a_kernel_is_refused():
+    with pytest.raises(ValueError, match="run: expected a function with one kernel, got"):
+        kernel_of(lambda arguments: None, [torch.float32], (3,), [])
