@@ -97,8 +97,10 @@ def _grade(name: str, answer: Callable, cases: list[Case]) -> Report:
     lines, failures = [], []
     for case in cases:
         problem = _run(case, answer)
-        if problem is _UNANSWERED:
+        if problem is _UNANSWERED and not lines:
             return Report(name, (), (), 0)
+        if problem is _UNANSWERED:
+            problem = "returns nothing"
         lines.append(f"  ✗ {case.label}: {problem}" if problem else f"  ✓ {case.label}")
         if problem:
             failures.append(case.label)
@@ -128,7 +130,7 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, dict):
         return all(_same(a[key], b[key]) for key in a)
     if isinstance(a, (tuple, list)):
-        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     return True
@@ -150,7 +152,16 @@ def _mismatch(result: object, expected: object, tolerance: float) -> str | None:
         return None
     if want.size > 6:
         return _largest(got, want)
-    return f"expected {_show(want)}, got {_show(got)}"
+    return "expected {}, got {}".format(*_apart(_show, want, got))
+
+
+def _apart(show: Callable[[object, int], str], *pair: object) -> list[str]:
+    """Both as text, with as many digits as it takes to tell them apart."""
+    for digits in (4, 8, 16):
+        texts = [show(values, digits) for values in pair]
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _largest(got: np.ndarray, want: np.ndarray) -> str:
@@ -158,11 +169,14 @@ def _largest(got: np.ndarray, want: np.ndarray) -> str:
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(np.abs(got - want), nan=np.inf)
     place = tuple(int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
-    return f"expected {want[place]:.4g} at {place}, got {got[place]:.4g}"
+    expected, found = _apart(lambda x, digits: f"{x:.{digits}g}", want[place], got[place])
+    return f"expected {expected} at {place}, got {found}"
 
 
-def _show(values: object) -> str:
+def _show(values: object, digits: int = 4) -> str:
     values = np.asarray(values)
     if values.size > 6 or values.dtype.kind not in "fiub":
         return f"an array of shape {values.shape}" if values.size > 1 else repr(values.item())
-    return np.array2string(values, precision=4, separator=", ", suppress_small=True)
+    small = 0 < np.abs(np.nan_to_num(values.astype(float))).max(initial=0.0) < 10.0**-digits
+    how = {"precision": digits, "separator": ", ", "suppress_small": not small}
+    return np.array2string(values, **how)

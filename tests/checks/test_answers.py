@@ -44,6 +44,36 @@ def test_a_wrong_answer_is_told_why(answer, says):
     assert says in str(report)
 
 
+@pytest.mark.parametrize(
+    "right, wrong, said",
+    [
+        (4.9e-6, 0.0, "expected 4.9e-06, got 0."),
+        (1.0, 1.00001, "expected 1., got 1.00001"),
+        (0.98752, 0.98751, "expected 0.98752, got 0.98751"),
+        ([0.0, 2e-7], [0.0, 1e-7], r"expected [0.e+00, 2.e-07], got [0.e+00, 1.e-07]"),
+        (np.full(9, 1.00001), np.ones(9), "expected 1.00001 at (0,), got 1"),
+    ],
+)
+def test_two_numbers_that_differ_are_shown_to_differ(monkeypatch, right, wrong, said):
+    cases = [answers.Case("close", (1,), np.asarray(right))]
+    monkeypatch.setitem(answers._GRADERS, "close", lambda: cases)
+    assert said in str(checks.check("close", lambda x: wrong))
+
+
+def test_who_returns_nothing_in_one_case_has_answered(monkeypatch):
+    """A function without a return at its end; on the first case it looks like no answer at all."""
+    cases = [answers.Case(f"case {x}", (x,), x > 1) for x in (2, 1)]
+    monkeypatch.setitem(answers._GRADERS, "nothing", lambda: cases)
+    report = checks.check("nothing", lambda x: True if x > 1 else None)
+    assert "case 1: returns nothing" in str(report)
+    assert report.failures == ("case 1",)
+
+
+def test_an_argument_that_grew_was_changed(monkeypatch):
+    monkeypatch.setitem(answers._GRADERS, "grown", lambda: [answers.Case("a list", ([1],), 1)])
+    assert "changes its arguments" in str(checks.check("grown", lambda x: x.append(1) or 1))
+
+
 def test_large_arrays_say_where(monkeypatch):
     case = checks.Case("large", (np.arange(12.0).reshape(3, 4),), np.arange(12.0).reshape(3, 4))
     monkeypatch.setitem(answers._GRADERS, "large", lambda: [case])
