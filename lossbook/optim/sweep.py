@@ -67,7 +67,7 @@ def swept(
 
     Args:
         table: what the compiler returned for a graph whose arguments are tables of one length,
-            :data:`TILE` columns wide, and then numbers, which are tensors of rank 0. It must have
+            ``TILE`` columns wide, and then numbers, which are tensors of rank 0. It must have
             become one kernel, without threads of its own. The inner loop of a table has a length
             that the compiler knows: that is worth 4 to 9 % of a step.
         vector: the same for vectors, which is used for what is left over.
@@ -120,7 +120,7 @@ def swept(
 
 def kernel_of(
     run: Run, dtypes: Sequence[torch.dtype], shape: tuple[int, ...], scalars: Sequence[Tensor]
-) -> tuple[BuiltinFunctionType, list[int]]:
+) -> tuple[Callable[..., None], list[int]]:
     """The one C++ function that ``run`` calls, and the order in which it takes the tensors.
 
     The order is observed: ``run`` is called with a function in the kernel's place that looks at

@@ -3,7 +3,9 @@
 The protocol has three parts. *Tuning* trains every competitor on the seeds ``TUNING`` at rates that
 are factors of two apart, and goes on at the end where the best rate lies until it has two worse
 neighbours on either side. *Testing* trains it at that rate on the seeds ``TEST``, which tuning has
-never seen. *Scoring* takes the last validation loss above its exact floor.
+never seen. *Scoring* takes the last validation loss above its exact floor. For comparison, those
+whose rate has a default in torch run at it too, on the tuning seeds, and those of ``UNTUNED`` run
+as their paper has them, on the test seeds.
 
 What a seed decides (initial weights, order of texts) it decides for everybody, so that competitors
 can be compared pair by pair. ``python -m lossbook.training.race`` runs what is still missing,
@@ -40,6 +42,7 @@ from lossbook.optim import (
     AdaMax,
     AdamW,
     AMSGrad,
+    Course,
     NAdam,
     NonFiniteGradientError,
     RAdam,
@@ -49,7 +52,7 @@ from lossbook.optim import (
 from lossbook.training.history import History
 from lossbook.training.pretrain import Diverged, pretrain
 
-TUNING = (100, 101)
+TUNING = (100, 101, 102, 103, 104)
 TEST = (0, 1, 2, 3, 4)
 RATES = 5  # to begin with; more where the best is near the edge
 NEIGHBOURS = 2  # worse rates that are wanted on either side of the best
@@ -93,12 +96,16 @@ class Competitor:
         make: ``make(named_parameters, lr)``.
         guess: the rate in the middle of the first grid.
         state: numbers that it keeps of a parameter tensor of a given shape.
+        default: torch's rate for it, where torch has one.
+        schedule: of the rate; ``"cosine"`` is that of the race.
     """
 
     label: str
     make: Make
     guess: float
     state: Callable[[tuple[int, ...]], int]
+    default: float | None = None
+    schedule: str = "cosine"
 
 
 def _full(times: int) -> Callable[[tuple[int, ...]], int]:
@@ -116,12 +123,16 @@ COMPETITORS: dict[str, Competitor] = {
     "nesterov": Competitor(
         "Nesterov", lambda p, lr: SGD(p, lr=lr, momentum=0.9, nesterov=True), 0.25, _full(1)
     ),
-    "adagrad": Competitor("AdaGrad", lambda p, lr: Adagrad(p, lr=lr), 2.0**-6, _full(1)),
-    "rmsprop": Competitor("RMSProp", lambda p, lr: RMSprop(p, lr=lr), 2.0**-9, _full(1)),
-    "adadelta": Competitor("AdaDelta", lambda p, lr: Adadelta(p, lr=lr), 4.0, _full(2)),
-    "adam": Competitor("Adam", lambda p, lr: Adam(p, lr=lr), 2.0**-8, _full(2)),
+    "adagrad": Competitor("AdaGrad", lambda p, lr: Adagrad(p, lr=lr), 2.0**-6, _full(1), 1e-2),
+    "rmsprop": Competitor("RMSProp", lambda p, lr: RMSprop(p, lr=lr), 2.0**-9, _full(1), 1e-2),
+    "adadelta": Competitor("AdaDelta", lambda p, lr: Adadelta(p, lr=lr), 4.0, _full(2), 1.0),
+    "adam": Competitor("Adam", lambda p, lr: Adam(p, lr=lr), 2.0**-8, _full(2), 1e-3),
     "adamw": Competitor(
-        "AdamW", lambda p, lr: AdamW(p, lr=lr, weight_decay=0.01, exclude="rank"), 2.0**-8, _full(2)
+        "AdamW",
+        lambda p, lr: AdamW(p, lr=lr, weight_decay=0.01, exclude="rank"),
+        2.0**-8,
+        _full(2),
+        1e-3,
     ),
     "bert": Competitor(
         "BERT's Adam",
@@ -129,10 +140,10 @@ COMPETITORS: dict[str, Competitor] = {
         2.0**-10,
         _full(2),
     ),
-    "amsgrad": Competitor("AMSGrad", lambda p, lr: AMSGrad(p, lr=lr), 2.0**-8, _full(3)),
-    "adamax": Competitor("AdaMax", lambda p, lr: AdaMax(p, lr=lr), 2.0**-7, _full(2)),
-    "nadam": Competitor("NAdam", lambda p, lr: NAdam(p, lr=lr), 2.0**-8, _full(2)),
-    "radam": Competitor("RAdam", lambda p, lr: RAdam(p, lr=lr), 2.0**-8, _full(2)),
+    "amsgrad": Competitor("AMSGrad", lambda p, lr: AMSGrad(p, lr=lr), 2.0**-8, _full(3), 1e-3),
+    "adamax": Competitor("AdaMax", lambda p, lr: AdaMax(p, lr=lr), 2.0**-7, _full(2), 2e-3),
+    "nadam": Competitor("NAdam", lambda p, lr: NAdam(p, lr=lr), 2.0**-8, _full(2), 2e-3),
+    "radam": Competitor("RAdam", lambda p, lr: RAdam(p, lr=lr), 2.0**-8, _full(2), 1e-3),
     "adafactor": Competitor("Adafactor", lambda p, lr: Adafactor(p, lr=lr), 2.0**-3, _margins),
     "adafactor-unscaled": Competitor(
         "Adafactor, unscaled",
@@ -142,11 +153,23 @@ COMPETITORS: dict[str, Competitor] = {
     ),
 }
 
+#: These run out of competition, and nothing of them is tuned.
+UNTUNED: dict[str, Competitor] = {
+    "adafactor-published": Competitor(
+        "Adafactor, the paper's rate",
+        lambda p, lr: Adafactor(p, lr=lr),
+        1e-2,
+        _margins,
+        schedule="constant",
+    ),
+}
+
 
 def competitor(name: str) -> Competitor:
     """The competitor of that name."""
-    require(name in COMPETITORS, "name", name, f"one of {tuple(COMPETITORS)}")
-    return COMPETITORS[name]
+    every = COMPETITORS | UNTUNED
+    require(name in every, "name", name, f"one of {tuple(every)}")
+    return every[name]
 
 
 @cache
@@ -185,7 +208,7 @@ def run(
     made = competitor(name)
     record = {"optimizer": name, "lr": lr, "seed": seed}
     try:
-        history = _train(made.make, lr, seed, setting, stop)
+        history = _train(made, lr, seed, setting, stop)
     except (Diverged, NonFiniteGradientError):
         return {**record, "first": [], "curve": [], "excess": None, "floor": None}
     curve = [round(e["excess"], 5) for e in history.evaluations]
@@ -193,7 +216,13 @@ def run(
     return {**record, "first": first, "curve": curve, "excess": curve[-1], "floor": history.floor}
 
 
-def _train(make: Make, lr: float, seed: int, setting: Setting, stop: int | None) -> History:
+def _schedule(name: str, setting: Setting) -> Course:
+    if name == "constant":
+        return course(name)
+    return course(name, steps=setting.steps, warmup=setting.warmup, start="even")
+
+
+def _train(made: Competitor, lr: float, seed: int, setting: Setting, stop: int | None) -> History:
     model = decoder(setting, seed)
     return pretrain(
         model,
@@ -202,8 +231,8 @@ def _train(make: Make, lr: float, seed: int, setting: Setting, stop: int | None)
         steps=stop or setting.steps,
         batch_size=setting.batch_size,
         length=setting.length,
-        optimizer=make(model.named_parameters(), lr),
-        schedule=course("cosine", steps=setting.steps, warmup=setting.warmup, start="even"),
+        optimizer=made.make(model.named_parameters(), lr),
+        schedule=_schedule(made.schedule, setting),
         clip=setting.clip,
         device="cpu",
         seed=seed,
@@ -224,8 +253,11 @@ def grid(guess: float, low: int, high: int) -> list[float]:
 
 
 def scores(runs: Runs, name: str) -> dict[float, float]:
-    """Mean excess over the tuning seeds, by rate, for the rates that have all of them."""
-    rates = sorted({lr for found, lr, seed in runs if found == name and seed in TUNING})
+    """Mean excess over the tuning seeds, by rate, for the rates of the grid that have them all."""
+    guess = competitor(name).guess
+    rates = sorted(
+        {lr for found, lr, _ in runs if found == name and math.log2(lr / guess) % 1 == 0}
+    )
     found = {}
     for lr in rates:
         rows = [runs.get((name, lr, seed)) for seed in TUNING]
@@ -262,10 +294,13 @@ def missing(runs: Runs, names: Iterable[str]) -> list[tuple[str, float, int]]:
     """The next runs: of every competitor those of its tuning, or else of its test."""
     found = []
     for name in names:
-        best = tuned(runs, name)
+        made = competitor(name)
+        best = made.guess if name in UNTUNED else tuned(runs, name)
         rates, seeds = (wanted(runs, name), TUNING) if best is None else ([best], TEST)
         found += [(name, lr, seed) for lr in rates for seed in seeds]
-    return [key for key in found if key not in runs]
+        if made.default is not None:
+            found += [(name, made.default, seed) for seed in TUNING]
+    return [key for key in dict.fromkeys(found) if key not in runs]
 
 
 # Running and recording
@@ -311,10 +346,22 @@ def summary(runs: Runs, setting: Setting) -> dict[str, Any]:
             "tuning": [_short(runs, name, lr) for lr in sorted(scores(runs, name))],
             "test": [_row(runs[name, best, seed]) for seed in TEST],
         }
+        default = COMPETITORS[name].default
+        if default is not None:
+            found[name]["default"] = _short(runs, name, default)
     floor = next(row["floor"] for row in runs.values() if row["floor"])
     steps = list(range(0, setting.steps + 1, setting.evaluate_every))
     head = {"setting": asdict(setting), "tuning_seeds": TUNING, "test_seeds": TEST}
-    return {**head, "floor": floor, "steps": steps, "competitors": found}
+    untuned = {
+        name: {
+            "label": made.label,
+            "lr": made.guess,
+            "test": [_row(runs[name, made.guess, seed]) for seed in TEST],
+        }
+        for name, made in UNTUNED.items()
+        if all((name, made.guess, seed) in runs for seed in TEST)
+    }
+    return {**head, "floor": floor, "steps": steps, "competitors": found, "untuned": untuned}
 
 
 def _row(run: dict[str, Any]) -> dict[str, Any]:
@@ -332,7 +379,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lossbook.training.race", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("race.jsonl"))
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--only", nargs="*", default=list(COMPETITORS))
+    parser.add_argument("--only", nargs="*", default=[*COMPETITORS, *UNTUNED])
     parser.add_argument("--record", type=Path, help="write the record there and stop")
     asked = parser.parse_args()
     torch.set_num_threads(1)

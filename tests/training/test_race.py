@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from itertools import pairwise
@@ -53,6 +54,36 @@ def test_only_the_tuned_rate_meets_the_test_seeds():
     assert tested == [(race.tuned(runs, "sgd"), seed) for seed in race.TEST]
     assert not set(race.TEST) & set(race.TUNING)
     assert len(asked) == len(set(asked)) == race.RATES * len(race.TUNING) + len(race.TEST)
+
+
+def test_torchs_default_rate_runs_on_the_tuning_seeds_and_tunes_nothing():
+    """Even where it is the best of all: it stands between two rates of the grid."""
+    runs, asked = played("adam", lambda lr, seed: 0.0 if lr == 1e-3 else bowl(2.0**-8)(lr, seed))
+    assert [seed for _, lr, seed in asked if lr == 1e-3] == list(race.TUNING)
+    assert race.tuned(runs, "adam") == 2.0**-8
+    assert 1e-3 not in race.scores(runs, "adam")
+    entry = race.summary(runs, race.Setting())["competitors"]["adam"]["default"]
+    assert entry["lr"] == 1e-3 and entry["excess"] == [0.0] * len(race.TUNING)
+
+
+def test_the_default_rates_are_torchs():
+    names = {"adagrad": "Adagrad", "rmsprop": "RMSprop", "adadelta": "Adadelta", "adam": "Adam",
+             "adamw": "AdamW", "amsgrad": "Adam", "adamax": "Adamax", "nadam": "NAdam",
+             "radam": "RAdam"}  # fmt: skip
+    for name, made in race.COMPETITORS.items():
+        if made.default is not None:
+            found = inspect.signature(getattr(torch.optim, names[name])).parameters["lr"]
+            assert made.default == found.default
+    assert set(names) == {n for n, made in race.COMPETITORS.items() if made.default is not None}
+
+
+def test_who_is_not_tuned_runs_on_the_test_seeds_at_the_papers_rate():
+    runs, asked = played("adafactor-published", bowl(0.01))
+    assert asked == [("adafactor-published", 0.01, seed) for seed in race.TEST]
+    found = race.summary(runs, race.Setting())["untuned"]["adafactor-published"]
+    assert [row["seed"] for row in found["test"]] == list(race.TEST)
+    made = race.competitor("adafactor-published")
+    assert race._schedule(made.schedule, race.Setting()).factors(300).tolist() == [1.0] * 300
 
 
 def test_a_run_that_diverged_loses_to_every_other():

@@ -27,8 +27,8 @@ def comparing_tuning() -> Iterable[Case]:
         ),
         (
             "the best rate far below the guess",
-            _bowl(0.01 / 2**11),
-            0.01,
+            _bowl(4.0 / 2**11),
+            4.0,
             300,
             "A best rate at the edge of the grid: the grid must grow.",
         ),
@@ -88,7 +88,7 @@ def comparing_best_of() -> Iterable[Case]:
         ("two of three", np.array([1.0, 2.0, 4.0]), 2, many),
         ("four of nine, unsorted", rng.gamma(2.0, size=9), 4, many),
         ("all tries", rng.normal(size=7), 7, "With all tries: the least of them."),
-        ("equal losses", np.array([3.0, 1.0, 1.0, 3.0]), 2, "Ties need no special care."),
+        ("equal losses", np.array([3.0, 1.0, 1.0, 3.0]), 2, many),
         ("one try of one", np.array([0.7]), 1, "Nothing to choose."),
     ):
         yield Case(label, (x, k), _subsets(x, k), hint)
@@ -103,8 +103,9 @@ def _subsets(x: np.ndarray, k: int) -> float:
 def comparing_chances() -> Iterable[Case]:
     """``f(p, k)``: the chances that the best of k is better, equal, worse than one run."""
     die = np.full(6, 1 / 6)
+    three = "Better, equal, worse. And at least j and above j are two things."
     for label, p, k, hint in (
-        ("the die, three against one", die, 3, "At least j and above j are two things."),
+        ("the die, three against one", die, 3, three),
         ("one against one", die, 1, "Equal budgets: better and worse are equally likely."),
         ("a loaded coin", np.array([0.2, 0.8]), 2, "In which order are the outcomes? Least first."),
         ("an outcome that never comes", np.array([0.5, 0.0, 0.5]), 4, "Its probability is 0."),
@@ -131,7 +132,7 @@ def _chances(p: np.ndarray, k: int) -> tuple[float, float, float]:
 @grader("comparing-seeds")
 def comparing_seeds() -> Iterable[Case]:
     """``f(deviation, difference, level)``: how many paired seeds an interval needs."""
-    degrees = "Student's quantile with one degree of freedom less than there are seeds."
+    degrees = "The half width: Student's quantile, with n - 1 degrees, of deviation / sqrt(n)."
     for label, deviation, difference, level, hint in (
         ("a difference as large as the deviation", 1.0, 1.0, 0.95, degrees),
         ("half of the deviation", 0.04, 0.02, 0.95, degrees),
@@ -199,6 +200,7 @@ def comparing_budget() -> Iterable[Case]:
         ("always ahead", flat - 0.15, flat, "Then one try is enough: 1."),
         ("the same losses", flat, flat, "Equal is not below."),
         ("grids of two lengths", sharp[:3], flat, "k ends where the shorter grid ends."),
+        ("a longer grid against a shorter one", sharp, flat[:3], "k ends with the shorter grid."),
         (
             "ahead, behind, ahead again",
             np.array([0.0, 1.0, 1.0, 1.0]),
