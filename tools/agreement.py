@@ -34,6 +34,7 @@ CHAPTERS = {
     "schedules-and-clipping": ("clip", "EMA", "course"),
 }
 WORDS = {"clip": "clipping", "course": "schedules"}
+MOMENTA = {"nesterov": "Nesterov", "dampening": "dampening", "momentum": "momentum"}
 
 Row = tuple[str, ...]
 
@@ -46,10 +47,15 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
-def chapter(method: str) -> str:
+def chapter(line: Line) -> str:
     """The method as a link to the chapter that derives it."""
-    (page,) = [page for page, methods in CHAPTERS.items() if method in methods]
-    return f"{{doc}}`{WORDS.get(method, method)} </notebooks/5-optimizers/{page}>`"
+    (page,) = [page for page, methods in CHAPTERS.items() if line.method in methods]
+    name = WORDS.get(line.method, line.method)
+    if line.method == "SGD":
+        name = ", ".join(
+            ["SGD", *[word for key, word in MOMENTA.items() if key in line.theirs][:1]]
+        )
+    return f"{{doc}}`{name} </notebooks/5-optimizers/{page}>`"
 
 
 def their_call(line: Line) -> str:
@@ -66,7 +72,7 @@ def agreeing(line: Line) -> Row:
     """The cells of a line but for its bound."""
     walks = line.method not in ("EMA", "course")
     steps = oracles.steps(line) + (", gaps" if walks and line.gaps else "")
-    return chapter(line.method), code(line.ours), their_call(line), steps
+    return chapter(line), code(line.ours), their_call(line), steps
 
 
 def parted(size: float) -> str:
@@ -78,7 +84,11 @@ def parted(size: float) -> str:
 
 
 def agreement() -> list[Row]:
-    return [(*agreeing(line), f"≤ {bound(oracles.measure(line)):.0e}") for line in LINES]
+    sizes = map(oracles.measure, LINES)
+    return [
+        (*agreeing(line), f"{size:.0e}" if size else "0", f"{bound(size):.0e}")
+        for line, size in zip(LINES, sizes, strict=True)
+    ]
 
 
 def partings() -> list[Row]:
@@ -110,7 +120,7 @@ def states() -> list[Row]:
             )
         ]
         formula = state.numbers.replace(" * ", "")
-        cells = (f"{size:.4g}" for size in sizes)
+        cells = (f"{size:.3g}" for size in sizes)
         ours, *theirs = cells
         rows.append((code(state.ours), f"${formula}$", ours, code(state.theirs), *theirs))
     return rows
@@ -124,11 +134,11 @@ def versions() -> str:
 
 
 HEADS: dict[str, Row] = {
-    "agreement": ("method", "ours", "theirs", "steps", "difference"),
-    "partings": ("ours", "theirs", "difference", "why"),
+    "agreement": ("method", "ours", "theirs", "steps", "apart", "bound"),
+    "partings": ("ours", "theirs", "apart", "why"),
     "bites": ("what is on", "mistake", "on", "off"),
     "states": (
-        *("ours", "numbers for $n \\times m$", "bytes a number", "theirs"),
+        *("ours", "numbers for $n \\times m$", "bytes", "theirs"),
         *("float32", "bfloat16"),
     ),
 }

@@ -86,6 +86,10 @@ ADAPTIVE = [
         f"keras.optimizers.Adagrad({KERAS2}, initial_accumulator_value=κ)",
     ),
     Line(f"RMSprop(p, {EPS})", f"torch.optim.RMSprop(p, {EPS})", LOOPS),
+    Line(f"RMSprop(p, {EPS}, momentum=0.9)", f"torch.optim.RMSprop(p, {EPS}, momentum=0.9)", LOOPS),
+    Line(
+        f"RMSprop(p, {EPS}, centered=True)", f"torch.optim.RMSprop(p, {EPS}, centered=True)", LOOPS
+    ),
     Line(
         f"RMSprop(p, {EPS}, momentum=0.9, centered=True)",
         f"torch.optim.RMSprop(p, {EPS}, momentum=0.9, centered=True)",
@@ -171,6 +175,7 @@ ADAM = [
     Line(f'AdamW.like("optax", p, {EPS})', f"optax.adamw(η, {EPS})", gaps=False),
     Line(f'AdamW.like("keras", p, {EPS})', f"keras.optimizers.AdamW({KERAS})", gaps=False),
     Line(f"AdamW(p, {EPS})", f"timm.optim.AdamWLegacy(p, {EPS})"),
+    Line(f"AdamW(p, {EPS})", f"pytorch_optimizer.AdamW(p, {EPS})"),
     Line(
         'AdamW(p, lr=0.02, eps=ε, weight_decay=0.02 * λ, decay="paper")',
         f"torch.optim.AdamW(p, {EPS})",
@@ -253,6 +258,12 @@ ADAFACTOR = [
         f'Adafactor.like("torch", p, eps=(ε, 0.001), {L2})',
         f"torch.optim.Adafactor(p, eps=(ε, 0.001), {L2})",
         LOOPS,
+    ),
+    Line(  # with a rate of 1 the limit of 1 / sqrt(t) rules in every step
+        f'Adafactor.like("torch", p, lr=1.0, eps=(ε, 0.001), {L2})',
+        f"torch.optim.Adafactor(p, lr=1.0, eps=(ε, 0.001), {L2})",
+        LOOPS,
+        held=True,
     ),
     Line(
         'Adafactor(p, eps=(0.0, 0.001), weight_decay=λ, decay="lr")',

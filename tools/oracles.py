@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -183,17 +184,11 @@ class Case:
 
 
 @cache
-def cases(gaps: bool) -> tuple[Case, ...]:
+def trials(gaps: bool) -> tuple[Case, ...]:
     """The hostile problem with decay, then from rest without, for every size of gradient."""
     hostile = Case(Problem.hostile(missing=gaps), symbols())
     rest = [Case(Problem.from_rest(scale, gaps), symbols(scale, 0.0)) for scale in SCALES]
     return hostile, *rest
-
-
-def cases_of(line: Line) -> tuple[Case, ...]:
-    """All; for optax, which is slow where it does not compile, the first and the last."""
-    every = cases(line.gaps)
-    return (every[0], every[-1]) if line.library == "optax" else every
 
 
 def torch_walk(text: str, line: Line, case: Case, before: str = "") -> Path:
@@ -230,7 +225,7 @@ def library_walk(text: str, line: Line, case: Case) -> Path:
 def walking(line: Line, cases: Sequence[Case] | None = None) -> float:
     """The largest difference over all problems and ways, over the distance travelled."""
     worst = 0.0
-    for case in cases or cases_of(line):
+    for case in cases or trials(line.gaps):
         ours = torch_walk(line.ours, line, case)
         for text in line.calls():
             with warnings.catch_warnings(), precision(line.wide):
@@ -250,16 +245,21 @@ def precision(wide: bool) -> Iterator[None]:
 
 
 def mixing(line: Line) -> dict[torch.dtype, float]:
-    """From rest with float64 and float32 parameters in turn, in both orders; the last way."""
+    """From rest with float64 and float32 parameters in turn, in both orders; the last way.
+
+    Ours is held against the library's and against itself alone: a mistake that both made in such a
+    group would not pass. Clipping ties the tensors of a group together, so it has no walk alone.
+    """
     found = dict.fromkeys((torch.float64, torch.float32), 0.0)
-    case = cases(line.gaps)[1]
+    case = trials(line.gaps)[1]
+    alone = None if line.method == "clip" else torch_walk(line.ours, line, case)
     for order in (list(found) * 3, list(found)[::-1] * 3):
         mixed = replace(case, problem=replace(case.problem, dtypes=order))
         with precision(line.wide):
             theirs = library_walk(line.calls()[-1], line, mixed)
-        paths = torch_walk(line.ours, line, mixed), theirs
-        for dtype in found:
-            columns = [[only(step, order, dtype) for step in path] for path in paths]
+        ours = torch_walk(line.ours, line, mixed)
+        for dtype, other in product(found, filter(None, (theirs, alone))):
+            columns = [[only(step, order, dtype) for step in path] for path in (ours, other)]
             found[dtype] = max(found[dtype], distance(*columns))
     return found
 
@@ -271,7 +271,7 @@ def only(step: list[np.ndarray], order: list[torch.dtype], dtype: torch.dtype) -
 def parting(line: Line) -> float:
     """The largest difference on the hostile problem; infinite where the library gives up."""
     try:
-        return walking(line, cases(line.gaps)[:1])
+        return walking(line, trials(line.gaps)[:1])
     except (RuntimeError, TypeError):
         return np.inf
 
@@ -297,12 +297,21 @@ def gentle() -> Case:
 
 # What is on in the problem, and what is off: the pairs of cases that a bite is measured on.
 EASIER: dict[str, Callable[[], tuple[Case, Case]]] = {
-    "small ε": lambda: (cases(True)[0], replace(cases(True)[0], symbols=symbols() | {"ε": 1e-8})),
-    "constant rate": lambda: (cases(True)[0], steady(cases(True)[0])),
-    "no decay": lambda: (cases(True)[0], replace(cases(True)[0], symbols=symbols(decay=0.0))),
-    "no gaps": lambda: (cases(True)[0], cases(False)[0]),
-    "larger gradients": lambda: (cases(True)[1], without(cases(True)[1], lambda i, _: i < 5)),
-    "no rank 3": lambda: (cases(True)[0], without(cases(True)[0], lambda _, x: x.ndim < 3)),
+    "small ε": lambda: (
+        trials(True)[0],
+        replace(trials(True)[0], symbols=symbols() | {"ε": 1e-8}),
+    ),
+    "constant rate": lambda: (trials(True)[0], steady(trials(True)[0])),
+    "no decay": lambda: (
+        trials(True)[0],
+        replace(trials(True)[0], symbols=symbols(decay=0.0)),
+    ),
+    "no gaps": lambda: (trials(True)[0], trials(False)[0]),
+    "larger gradients": lambda: (
+        trials(True)[1],
+        without(trials(True)[1], lambda i, _: i < 5),
+    ),
+    "no rank 3": lambda: (trials(True)[0], without(trials(True)[0], lambda _, x: x.ndim < 3)),
 }
 
 
@@ -333,7 +342,7 @@ class Model(torch.nn.Module):
 
 def averaging(line: Line) -> float:
     """Averages of a walk of plain gradient descent."""
-    problem = cases(True)[1].problem
+    problem = trials(True)[1].problem
     course = trajectories.walk(lambda p: torch.optim.SGD(p), problem)[1:]
     ours, theirs = our_averages(line.ours, problem, course), their_averages(line, problem, course)
     return distance([problem.start, *ours], [problem.start, *theirs])
