@@ -29,9 +29,9 @@
   const optimizers = {
     sgd: { name: "gradient descent", lr: 0.18,
       step: (x, g, m, t, o) => x - o.lr * g },
-    ball: { name: "heavy ball", lr: 0.23, momentum: "Momentum μ",
+    ball: { name: "heavy ball", lr: 0.23, momentum: 0.27, label: "Momentum μ",
       step: (x, g, m, t, o) => x - o.lr * (m.b = o.momentum * (m.b || 0) + g) },
-    nesterov: { name: "Nesterov", lr: 0.1, momentum: "Momentum μ",
+    nesterov: { name: "Nesterov", lr: 0.1, momentum: 0.52, label: "Momentum μ",
       step: (x, g, m, t, o) => {
         m.b = o.momentum * (m.b || 0) + g;
         return x - o.lr * (g + o.momentum * m.b);
@@ -41,7 +41,7 @@
         m.v = 0.9 * (m.v || 0) + (1 - 0.9) * g * g;
         return x - o.lr * g / (Math.sqrt(m.v) + 1e-8);
       } },
-    adam: { name: "Adam (β₂ = 0.999)", lr: 0.1, momentum: "β₁",
+    adam: { name: "Adam (β₂ = 0.999)", lr: 0.1, momentum: 0.9, label: "β₁",
       step: (x, g, m, t, o) => {
         m.m = o.momentum * (m.m || 0) + (1 - o.momentum) * g;
         m.v = 0.999 * (m.v || 0) + (1 - 0.999) * g * g;
@@ -71,11 +71,8 @@
   const WIDTH = 640, HEIGHT = 440, CELLS = 72;
   function contour(f, [left, right, low, high], level, toPixels) {
     const at = (i, j) => [left + (right - left) * i / CELLS, low + (high - low) * j / CELLS];
-    const value = [];
-    for (let i = 0; i <= CELLS; i++) {
-      value.push([]);
-      for (let j = 0; j <= CELLS; j++) value[i].push(f(at(i, j)) - level);
-    }
+    const grid = [...Array(CELLS + 1).keys()];
+    const value = grid.map((i) => grid.map((j) => f(at(i, j)) - level));
     let d = "";
     const corners = [[0, 0], [1, 0], [1, 1], [0, 1]];
     for (let i = 0; i < CELLS; i++) for (let j = 0; j < CELLS; j++) {
@@ -95,13 +92,14 @@
 
   let count = 0;
   function make(tag, attributes = {}, text = "") {
-    const svg = ["svg", "path", "circle", "g"].includes(tag);
+    const svg = /^(svg|path|circle|g|text)$/.test(tag);
     const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag)
       : document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text) element.textContent = text;
+    element.textContent = text;
     return element;
   }
+  const rounded = (x) => Number(x.toPrecision(2));
   const short = (x) => Math.abs(x) < 1e4 && (Math.abs(x) >= 1e-3 || x === 0)
     ? x.toFixed(4) : x.toExponential(2);
 
@@ -126,28 +124,28 @@
     }
     choice("problem", "Landscape", problems, data.problem);
     choice("optimizer", "Optimizer", optimizers, data.optimizer);
-    const lrBox = control("lr", "", make("input", { type: "range", min: -4, max: 0.5, step: 0.02 }));
-    const momentumBox = control("momentum", "",
-      make("input", { type: "range", min: 0, max: 0.99, step: 0.01 }));
+    const slider = (key, min, max, step) =>
+      control(key, "", make("input", { type: "range", min, max, step }));
+    const lrBox = slider("lr", -4, 0.5, 0.02), momentumBox = slider("momentum", 0, 0.99, 0.01);
     const buttons = make("div", { class: "paths-buttons" });
     for (const [key, label] of [["step", "Step"], ["play", "Play"], ["reset", "Reset"]]) {
       field[key] = make("button", { type: "button" }, label);
       buttons.append(field[key]);
     }
-    const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: 0, role: "img" });
-    const lines = make("g", { class: "paths-contours" });
-    const trace = make("path", { class: "paths-trace" }), dots = make("g", { class: "paths-dots" });
-    const target = make("path", { class: "paths-minimum" });
-    svg.append(lines, target, trace, dots);
+    const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: 0,
+      role: "application", "aria-describedby": `${id}-help` });
+    const layer = (name, tag = "g") => svg.appendChild(make(tag, { class: `paths-${name}` }));
+    const lines = layer("contours"), ticks = layer("ticks"), target = layer("minimum", "path");
+    const trace = layer("trace", "path"), dots = layer("dots");
     const status = make("p", { class: "paths-status", "aria-live": "polite" });
-    const help = make("p", { class: "paths-help" },
+    const help = make("p", { class: "paths-help", id: `${id}-help` },
       "Keys on the picture: → step, space play or pause, R reset.");
     figure.replaceChildren(controls, buttons, svg, status, help);
     figure.setAttribute("role", "group");
     figure.setAttribute("aria-label", "Paths of optimizers, interactive");
 
     let walk, path, timer = null, own = {};
-    const lr = () => own.lr ?? Number((10 ** field.lr.value).toPrecision(2));
+    const lr = () => own.lr ?? rounded(10 ** field.lr.value);
     const momentum = () => Number(field.momentum.value);
     const problem = () => problems[field.problem.value];
     function toPixels([x, y]) {
@@ -164,9 +162,15 @@
       }
       const [x, y] = toPixels(minimum);
       target.setAttribute("d", `M${x - 8} ${y}h16M${x} ${y - 8}v16`);
+      ticks.replaceChildren(...[-1, 0, 1].flatMap((v) => {
+        const [x, y] = toPixels([v, v]), name = (axis) => (v > 0 ? axis : "") + v;
+        return [make("path", { d: `M${x} ${HEIGHT}v-9M0 ${y}h9` }),
+          make("text", { x, y: HEIGHT - 14, "text-anchor": "middle" }, name("x = ")),
+          make("text", { x: 14, y, dy: "0.35em" }, name("y = "))];
+      }));
     }
     function draw() {
-      const last = path[path.length - 1], loss = problem().f(last), pixels = path.map(toPixels);
+      const last = path.at(-1), loss = problem().f(last), pixels = path.map(toPixels);
       trace.setAttribute("d", "M" + pixels.map((p) => p.join(" ")).join("L"));
       dots.replaceChildren(...pixels.map(([cx, cy], i) =>
         make("circle", { cx, cy, r: i === path.length - 1 ? 6 : 3 })));
@@ -185,8 +189,7 @@
       status.setAttribute("aria-live", "polite");
     }
     function step() {
-      const last = path[path.length - 1];
-      if (path.length > 500 || !(Math.hypot(...last) < 1e9)) return pause();
+      if (path.length > 500 || !(Math.hypot(...path.at(-1)) < 1e9)) return pause();
       path.push(walk.next());
       draw();
     }
@@ -202,8 +205,9 @@
     }
     function reset() {
       pause();
-      const optimizer = field.optimizer.value, label = optimizers[optimizer].momentum;
+      const optimizer = field.optimizer.value, { label } = optimizers[optimizer];
       lrBox.firstChild.textContent = `Rate η = ${lr()}`;
+      field.lr.setAttribute("aria-valuetext", lr()); // not the logarithm
       momentumBox.firstChild.textContent = label ? `${label} = ${momentum()}` : "No momentum";
       field.momentum.disabled = !label;
       walk = walker(field.problem.value, optimizer, { lr: lr(), momentum: momentum() });
@@ -216,12 +220,15 @@
     }
     function suit() { // a rate that works at all: in the bowl's units
       const steep = { bowl: 1, narrow: 10, turned: 10, banana: 5, rosenbrock: 400 };
-      const adaptive = ["rmsprop", "adam"].includes(field.optimizer.value);
-      const scale = adaptive ? 1 : steep[field.problem.value];
-      setRate(Number((optimizers[field.optimizer.value].lr / scale).toPrecision(2)));
+      const { value } = field.optimizer, adaptive = ["rmsprop", "adam"].includes(value);
+      setRate(rounded(optimizers[value].lr / (adaptive ? 1 : steep[field.problem.value])));
     }
     field.problem.addEventListener("change", () => { suit(); landscape(); reset(); });
-    field.optimizer.addEventListener("change", () => { suit(); reset(); });
+    field.optimizer.addEventListener("change", () => {
+      suit();
+      field.momentum.value = optimizers[field.optimizer.value].momentum ?? 0;
+      reset();
+    });
     field.lr.addEventListener("input", () => { own.lr = undefined; reset(); });
     field.momentum.addEventListener("input", reset);
     field.step.addEventListener("click", () => { pause(); step(); });

@@ -21,7 +21,7 @@ from lossbook import optim
 CHAPTER = "notebooks/5-optimizers/gradient-descent"
 STATIC = chapters.ROOT / "book" / "_static"
 PAGE = """<!doctype html><html lang="en" data-theme="light"><head><title>Paths</title>
-<meta name="viewport" content="width=device-width"><style>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>
 :root {{ --pst-color-text-base: #222; --pst-color-background: #fff; --pst-color-link: #0a4fb0; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --pst-color-text-base: #ddd;
   --pst-color-background: #121212; --pst-color-link: #8ab4f8; }}
@@ -168,6 +168,66 @@ def test_contours_lie_on_their_level(page):
         level = (10 * x**2 + y**2) / 2
         # linear interpolation in cells of 0.044 by 0.031
         assert np.ptp(level) <= 0.012
+
+
+def test_the_axes_have_numbers(page):
+    """A label stands at its tick, and the tick where the coordinate is: 3.2 by 2.2 units."""
+    texts = page.evaluate(
+        """[...document.querySelectorAll('.paths-ticks text')].map(
+            e => [e.textContent, +e.getAttribute('x'), +e.getAttribute('y')])"""
+    )
+    across, up = texts[::2], texts[1::2]
+    assert [name for name, _, _ in across] == ["-1", "0", "x = 1"]
+    assert [x for _, x, _ in across] == pytest.approx([120, 320, 520])
+    assert [name for name, _, _ in up] == ["-1", "0", "y = 1"]
+    assert [y for _, _, y in up] == pytest.approx([480, 280, 80])  # the first is below the picture
+
+
+def test_what_a_screen_reader_is_told(page):
+    """The rate as it is shown, not the slider's logarithm, and the keys of the picture."""
+    slider = page.locator("input[id$=lr]")
+    assert slider.get_attribute("aria-valuetext") == "0.23"
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    shown = page.locator("label", has_text="Rate").inner_text()
+    assert shown == f"Rate η = {slider.get_attribute('aria-valuetext')}" != "Rate η = 0.23"
+    picture = page.get_by_role("application")
+    assert picture.get_attribute("aria-label").startswith("bowl, curvatures 10 and 1, heavy ball.")
+    described = page.locator(f"#{picture.get_attribute('aria-describedby')}")
+    assert described.inner_text().startswith("Keys on the picture: → step")
+
+
+def test_each_optimizer_comes_with_its_momentum(page):
+    """0.52 is Nesterov's usual constant for a condition number of 10."""
+    assert round((np.sqrt(10) - 1) / (np.sqrt(10) + 1), 2) == 0.52
+    for optimizer, shown in (
+        ("nesterov", "Momentum μ = 0.52"),
+        ("adam", "β₁ = 0.9"),
+        ("sgd", "No momentum"),
+        ("ball", "Momentum μ = 0.27"),
+    ):
+        page.locator("select[id$=optimizer]").select_option(optimizer)
+        assert page.locator("label[for$=momentum]").inner_text() == shown
+    page.locator("input[id$=momentum]").fill("0.6")
+    page.locator("select[id$=problem]").select_option("narrow")  # keeps what was chosen
+    assert page.locator("label[for$=momentum]").inner_text() == "Momentum μ = 0.6"
+
+
+def test_turning_the_bowl_matters_to_adaptive_methods_only(page):
+    """As the chapter says above the figure: after 25 steps with the rates that come up."""
+    losses = {}
+    for optimizer in OPTIMIZERS:
+        page.locator("select[id$=optimizer]").select_option(optimizer)
+        for problem in ("narrow", "turned"):
+            page.locator("select[id$=problem]").select_option(problem)
+            for _ in range(25):
+                page.get_by_role("button", name="Step", exact=True).click()
+            loss = re.search(r"loss ([-\d.e]+\d)", status(page)).group(1)
+            losses[optimizer, problem] = float(loss)
+    for optimizer in OPTIMIZERS:
+        narrow, turned = losses[optimizer, "narrow"], losses[optimizer, "turned"]
+        alike = abs(narrow - turned) <= 0.01 * turned
+        assert alike == (optimizer in ("sgd", "ball", "nesterov")), losses
 
 
 def test_keys_alone_suffice(page):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import trajectories
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -35,28 +36,25 @@ def problem(shape, seed, steps=25):
     return rng.normal(size=shape), gradients, 0.1 * rng.uniform(0.2, 1, size=steps)
 
 
+def alone(theta, gradients, rates):
+    return trajectories.Problem([theta], [[g] for g in gradients], list(map(float, rates)))
+
+
 def torch_walk(make, theta, gradients, rates, by_step=lambda t: {}):
-    p = torch.tensor(theta, requires_grad=True)
-    optimizer, path = make([p]), [theta]
-    for t, (g, lr) in enumerate(zip(gradients, rates, strict=True), start=1):
-        p.grad = torch.tensor(g)
-        optimizer.param_groups[0].update({"lr": float(lr), **by_step(t)})
-        optimizer.step()
-        path.append(p.detach().numpy().copy())
-        assert np.array_equal(p.grad.numpy(), g)
+    given_ = alone(theta, gradients, rates)
+    (p,), path = given_.tensors(), []
+    for place in trajectories.positions(
+        make([p]), [p], given_, lambda optimizer, t: optimizer.param_groups[0].update(by_step(t))
+    ):
+        path += place
+        assert len(path) == 1 or np.array_equal(p.grad.numpy(), gradients[len(path) - 2])
     return np.array(path)
 
 
 def optax_walk(name, theta, gradients, rates, **options):
-    rates = jax.numpy.asarray(rates)
-    transform = getattr(optax, name)(lambda count: rates[count], **options)
-    theta = jax.numpy.asarray(theta)
-    state, path = transform.init(theta), [np.asarray(theta)]
-    for g in gradients:
-        update, state = transform.update(jax.numpy.asarray(g), state, theta)
-        theta = theta + update
-        path.append(np.asarray(theta))
-    return np.array(path)
+    given_ = alone(theta, gradients, rates)
+    transform = getattr(optax, name)(trajectories.optax_rate(given_), **options)
+    return np.array([place for (place,) in trajectories.optax_walk(transform, given_)])
 
 
 def same(path, *others, bound=1e-12):
@@ -269,11 +267,14 @@ def test_what_zipf_gains():
 
 def test_how_long_sums_and_averages_remember(derivation):
     page = derivation(CHAPTER)
-    gradients = np.r_[np.ones(100), np.full(1000, 0.01)]
-    path = page.walk(page.adagrad_step, 0.0, gradients, np.ones(1100), (0.0,))
+    gradients = np.r_[np.ones(100), np.full(1300, 0.01)]
+    path = page.walk(page.adagrad_step, 0.0, gradients, np.ones(1400), (0.0,))
     assert math.isclose(path[100] - path[101], 0.001, rel_tol=1e-3)
     assert round(100 / 0.01**2) == 1_000_000
     assert round(math.log(1e-4) / math.log(0.99)) == 916
+    path = page.walk(page.rmsprop_step, 0.0, gradients, np.ones(1400), rho=0.99, eps=0.0)
+    after = -np.diff(path)[99:]  # n steps after the fall
+    assert [round(float(after[n]), 2) for n in (916, 1200)] == [0.78, 0.98]
     assert round(math.log(2) / math.log(1 / 0.99)) == 69
 
 
@@ -317,6 +318,8 @@ def test_the_first_steps_from_0_and_from_1(derivation, rho, first):
     assert round(zero[0], 3) == first
     one = steady(page, page.rmsprop_step, 1e-3, 199, (1.0, 0.0), rho=rho, eps=0.0)
     assert np.allclose(one, 1e-3 / np.sqrt(rho**t + (1 - rho**t) * 1e-6), rtol=1e-10)
+    assert round(zero[0] / one[0]) == {0.9: 3000, 0.99: 9950}[rho]
+    assert math.isclose(zero[0] / one[0], math.sqrt(rho / (1 - rho)) / 1e-3, rel_tol=1e-6)
     waits = 2 * math.log(1000) / math.log(1 / rho)
     assert round(waits) == {0.9: 131, 0.99: 1375}[rho]
     if rho == 0.9:
@@ -406,6 +409,7 @@ def test_rare_gradients(derivation):
         path = page.walk(getattr(page, f"{name}_step"), 0.0, gradients, np.ones(2000), starts)
         occasions[name] = -np.diff(path)[99::100]
     assert np.allclose(occasions["adagrad"], 1 / np.sqrt(np.arange(1, 21)))
+    assert round(1 - 0.99**100, 2) == 0.63  # forgotten between two occasions
     assert ((occasions["rmsprop"] > 7.9) & (occasions["rmsprop"] <= 10)).all()
     assert np.allclose(occasions["adadelta"], occasions["adadelta"][0], rtol=1e-2)
 
@@ -473,6 +477,8 @@ def test_the_printed_answers(solutions):
     assert solutions(CHAPTER).hidden_warm_up(1e-3, 0.9, 1.0, 0.05) == 153
     way = solutions(CHAPTER).adadelta_way
     assert way(214, 0.9, 1e-6) >= 1 > way(213, 0.9, 1e-6)
+    assert way(28_119, 0.9, 1e-6) >= 1000 > way(28_118, 0.9, 1e-6)
+    assert round(28_119 / 214) == 131
     roots, d = np.array([1.0, 4.0, 9.0, 100.0]), 4
     one, many = solutions(CHAPTER).one_rate_or_many(roots, 1.0)
     deviates_less = np.sqrt(roots).std() < np.sqrt(roots).mean()
@@ -543,6 +549,7 @@ MUTANTS = [
         "not too short",
     ),
     ("adagrad-from-rmsprop", lambda lr, eps, t: (lr / math.sqrt(t), 1 - 1 / t, eps), "ε one too"),
+    ("adagrad-from-rmsprop", lambda lr, eps, t: (lr / math.sqrt(t), 1 - 1 / t, eps), "both need"),
     (
         "adagrad-from-rmsprop",
         lambda lr, eps, t: (lr / math.sqrt(t), t / (t + 1), eps / math.sqrt(t)),
@@ -557,6 +564,11 @@ MUTANTS = [
         "one-rate-or-many",
         lambda G, D: (D * math.sqrt(G.sum()), math.sqrt(2) * D * np.sqrt(G).sum()),
         "One rate serves d",
+    ),
+    (
+        "one-rate-or-many",
+        lambda G, D: (D * math.sqrt(G.sum()), math.sqrt(2) * D * np.sqrt(G).sum()),
+        "One rate: √(d ΣG)",
     ),
     (
         "one-rate-or-many",

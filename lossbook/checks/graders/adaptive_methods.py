@@ -162,9 +162,13 @@ def _warm_up(g: float, rho: float, start: float, tolerance: float) -> int:
 @grader("adagrad-from-rmsprop")
 def adagrad_from_rmsprop() -> Iterable[Case]:
     """``f(lr, eps, t)``: rate, decay rate and epsilon that make RMSProp's step t AdaGrad's."""
+    halves = (
+        "The mean of two squares gives both the weight ½; "
+        "√v is √(G/t), so rate and ε both need 1/√t."
+    )
     for label, arguments, hint in (
         ("step 1", (0.1, 1e-3, 1), "At step 1 nothing is left of the start: ρ = 0."),
-        ("step 2", (0.1, 1e-3, 2), "The mean of two squares gives both the weight ½."),
+        ("step 2", (0.1, 1e-3, 2), halves),
         ("step 10", (1.0, 0.5, 10), "v is G/t: the rate needs a root of t, and ε one too."),
         ("step 1,000,000", (0.01, 1e-10, 10**6), "The rate falls like 1/√t."),
     ):
@@ -177,9 +181,10 @@ def adagrad_from_rmsprop() -> Iterable[Case]:
 def one_rate_or_many() -> Iterable[Case]:
     """``f(sums, width)``: bound with the best single rate in hindsight, and AdaGrad's."""
     zipf = 1e6 / np.arange(1, 1001)
+    four = "One rate: √(d ΣG). Many: the sum of roots, each of one sum."
     for label, sums, width, hint in (
         ("one coordinate", np.array([9.0]), 1.0, "AdaGrad loses a factor √2 here."),
-        ("four equal coordinates", np.full(4, 25.0), 2.0, "The sum of roots, each of one sum."),
+        ("four equal coordinates", np.full(4, 25.0), 2.0, four),
         ("words by Zipf's law", zipf, 1.0, "One rate serves d coordinates: √(d ΣG)."),
         ("a coordinate without gradients", np.array([4.0, 0.0]), 3.0, "It counts in d."),
     ):

@@ -166,9 +166,13 @@ def torch_momenta() -> Iterable[Case]:
 @grader("ball-variance")
 def ball_variance() -> Iterable[Case]:
     """``f(lr, momentum, curvature, noise)``: variance of the error far from the start."""
+    neighbours = (
+        "The plain floor at the effective rate agrees only for small ηλ: "
+        "is the covariance of neighbours in it?"
+    )
     for label, arguments, hint in (
         ("no momentum", (0.1, 0.0, 2.0, 3.0), "Without momentum it is the floor of the text."),
-        ("swinging", (0.1, 0.9, 2.0, 1.0), "Is the covariance of neighbours in it?"),
+        ("swinging", (0.1, 0.9, 1.5, 1.0), neighbours),
         ("overdamped", (0.01, 0.3, 1.0, 1.0), "The same formula for real roots."),
         ("near the limit", (1.89, 0.9, 2.0, 1.0), "Is the limit 2(1 + μ)?"),
         ("much noise", (0.05, 0.5, 10.0, 400.0), "noise is a variance: it enters once."),
