@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -182,6 +183,9 @@ def test_the_printed_numbers_of_the_text():
     gamma = 10_000**-0.8
     assert round(10 / math.sqrt(1 + 99 * gamma), 1) == 9.7
     assert round(10_000**0.4) == 40
+    for kappa, length in ((1, 1.0), (2, 2.0)):  # a tenfold gradient that was clipped
+        assert round(kappa / math.sqrt(1 + (kappa**2 - 1) * gamma), 2) == length
+    assert 1e-6 * 10_000 == pytest.approx(10_000**-0.5) == 0.01  # the paper's warm-up
     initial = [(768 * 64) ** 0.5, 768**0.5, 3072**0.5]
     assert [round(x) for x in initial] == [222, 28, 55]
     noise = {}
@@ -242,6 +246,37 @@ def test_the_factor_78(museum):
     theta, g = np.ones((64, 64)), rng.choice([-1e-4, 1e-4], size=(64, 64))
     step = theta - page.floored_step(theta, g, np.zeros(64), np.zeros(64), 1)[0]
     assert round(1e-2 / page.rms(step)) == 78
+
+
+@pytest.mark.parametrize("size", [0.02, 0.01])
+def test_between_two_floors_the_update_is_the_gradient(museum, size):
+    """Below eps1^(3/4): proportional to G in small rows. Above eps1: of the right length."""
+    page, rng = museum(CHAPTER), np.random.default_rng(3)
+    g = np.geomspace(0.1, 10, 40)[:, None] * rng.choice([-1.0, 1.0], size=(40, 30))
+    g *= size / page.rms(g)
+    one = np.ones((40, 30))
+    step = one - page.floored_step(one, g, np.zeros(40), np.zeros(30), 1)[0]
+    right = one - page.literal_step(one, g, np.zeros(40), np.zeros(30), 1)[0]
+    assert page.rms(step) == pytest.approx(1e-2, rel=1e-9) == page.rms(right)
+    ratio = step / g
+    assert np.ptp(ratio[:20]) <= 1e-9 * ratio.max()  # small rows: under the floor
+    assert abs(right).max() == pytest.approx(abs(right).min(), rel=1e-9)
+
+
+def test_where_the_second_floor_begins():
+    assert round((2.0**-7) ** 0.75, 3) == 0.026
+    assert round(1e6 * (2.0**-23) ** 0.75) == 6
+
+
+@pytest.mark.parametrize("make", [optim.Adafactor, partial(optim.Adafactor.like, "torch")])
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_an_epsilon_of_zero_is_not_safe(make, shape):
+    for eps1, finite in ((1e-30, True), (0.0, False)):
+        p = torch.ones(shape, requires_grad=True)
+        p.grad = torch.ones(shape)
+        p.grad[0] = 0
+        make([p], eps=(eps1, 1e-3)).step()
+        assert bool(p.isfinite().all()) == finite
 
 
 def test_a_zero_row_in_torch_and_here():
@@ -355,6 +390,14 @@ MUTANTS = [
             * np.log2(p / np.outer(p.sum(1), p.sum(0)))
         ).sum(),
         "Which logarithm",
+    ),
+    (
+        "adafactor-information",
+        lambda v: (
+            (p := (v + 1e-9) / (v + 1e-9).sum())
+            * np.log2(p / np.outer(p.sum(1), p.sum(0)))
+        ).sum(),
+        "got 0.2858 Divide by the total. 0.2858 would be bits",
     ),
 ]  # fmt: skip
 

@@ -206,10 +206,14 @@ def adafactor_information() -> Iterable[Case]:
     for label, v, hint in (
         (
             "nearly rank one",
-            np.array([[1.0, 4, 9], [4, 16, 37]]),
+            np.array([[1.0, 4, 9], [4, 16, 60]]),
             "Which logarithm, which margins?",
         ),
-        ("the opening example", np.array([[1.0, 1, 4], [4, 9, 1]]), "Divide by the total."),
+        (
+            "the opening example",
+            np.array([[1.0, 1, 4], [4, 9, 1]]),
+            "Divide by the total. 0.2858 would be bits.",
+        ),
         ("two blocks", np.kron(np.eye(2), np.ones((2, 3))), "log 2; cells that are zero cost 0."),
         ("a row of zeros", np.array([[1.0, 2.0], [0, 0], [3.0, 1.0]]), "0 log 0 is 0, not NaN."),
         ("squares of 1e-12", 1e-12 * rng.gamma(1.0, size=(4, 6)), "A factor does not matter."),

@@ -33,10 +33,20 @@ def linear_course() -> Iterable[Case]:
     """``f(W, K)``: the factors of the updates 0 to K - 1 under transformers' linear rule."""
     for label, warmup, steps, hint in (
         ("ten steps, warm-up 4", 4, 10, "Compare with the table at the start of the chapter."),
-        ("the first two updates", 50, 51, "The first update has 0, and only the first has."),
-        ("no warm-up", 0, 7, "Without a warm-up the first update is at the peak."),
+        (
+            "the first two updates",
+            50,
+            51,
+            "Only update 0 has 0, and update W has the peak. Is W counted in updates?",
+        ),
+        (
+            "no warm-up",
+            0,
+            7,
+            "1 at the first update, 1/K at the last. Is K a number of updates, or of batches?",
+        ),
         ("a warm-up of 1", 1, 3, "Update 0 is the warm-up, and update 1 has the peak."),
-        ("the whole run is warm-up", 6, 6, "The way down may be empty."),
+        ("the whole run is warm-up", 4, 4, "k/W throughout; the way down is empty."),
         ("the end", 0, 1000, "The last update has 1/K: it would be 0 at update K."),
     ):
         expected = np.array([_linear(k, warmup, steps) for k in range(steps)])
@@ -47,12 +57,12 @@ def linear_course() -> Iterable[Case]:
 def clip_global() -> Iterable[Case]:
     """``f(gradients, c)``: the gradients, clipped by the norm over all of them."""
     rng = np.random.default_rng(4)
-    ranks = [rng.normal(size=shape) for shape in ((5,), (2, 3), (), (2, 1, 2))]
+    ranks = [rng.normal(size=shape) for shape in ((2,), (2, 3), (), (2, 1, 2))]
     together = "One norm over all tensors, and one factor for all."
     for label, gradients, limit, hint in (
         ("one tensor of norm 5", [np.array([3.0, 4.0])], 1.0, "c over the norm."),
         ("norms 5 and 12", [np.array([3.0, 4.0]), np.array([12.0])], 1.0, together),
-        ("each is below, all are not", [np.full(4, 0.4), np.full(4, -0.4)], 1.0, together),
+        ("each is below, all are not", [np.full(2, 0.6), np.full(2, -0.6)], 1.0, together),
         ("ranks 0 to 3", [np.asarray(g) for g in ranks], 0.7, together),
         ("below the limit", [np.array([3.0, 4.0])], 6.0, "Short gradients stay as they are."),
         (
@@ -198,11 +208,12 @@ def _lost(size: float, beta1: float, beta2: float, n: int) -> float:
 @grader("best-fall")
 def best_fall() -> Iterable[Case]:
     """``f(eta, curvatures, K)``: the length of the linear way down with the lowest end."""
+    first = "The first factor of the way down is 1, not 1 - 1/D; long ways down count as well."
     for label, arguments, hint in (
         ("a rate that is too small", (0.03, (1.0, 0.1, 0.01), 120), "Short of distance: no decay."),
         ("in between", (0.1, (1.0, 0.1, 0.01), 200), "Add the three curvatures' losses up."),
-        ("a large rate", (0.3, (1.0, 0.1, 0.01), 150), "Long ways down have to be tried as well."),
-        ("one curvature", (0.2, (1.0,), 80), "The first factor of the way down is 1, not 1 - 1/D."),
+        ("a large rate", (0.3, (1.0, 0.1, 0.01), 150), first),
+        ("one curvature", (0.2, (1.0,), 80), "D = K is allowed."),
         ("K = 1", (0.5, (1.0,), 1), "D = 0 and D = 1 are the same run here: take the first."),
     ):
         yield Case(label, arguments, _fall(*arguments), hint)
