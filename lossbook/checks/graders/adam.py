@@ -28,7 +28,7 @@ def adam_step() -> Iterable[Case]:
     )
     yield _step(
         "gradient exactly zero",
-        (one, np.array([0.0, 1.0]), empty, empty, 1),
+        (np.ones(1), *np.zeros((3, 1)), 1),
         "Zero over zero? ε belongs into the denominator, beside the root.",
     )
     yield _step(
@@ -127,10 +127,26 @@ def eps_schedule() -> Iterable[Case]:
 def bert_from_adam() -> Iterable[Case]:
     """``f(lr, eps, beta1, beta2, t)``: learning rate and epsilon of a corrected Adam."""
     for label, arguments, hint in (
-        ("step 1", (1e-4, 1e-6, 0.9, 0.999, 1), "At step 1 the rate is 3.16 times as large."),
-        ("step 12", (0.1, 1e-3, 0.9, 0.999, 12), "ε has to be converted as well."),
-        ("β₂ = 0.95, step 1", (1.0, 0.5, 0.9, 0.95, 1), "Here the rate becomes smaller."),
-        ("no momentum", (0.1, 1e-6, 0.0, 0.999, 3), "The numerator is 1 then."),
+        (
+            "step 1",
+            (1e-4, 1e-6, 0.9, 0.999, 1),
+            "Result 1 is the rate, 3.16 times as large; result 2 is ε, 31.6 times.",
+        ),
+        (
+            "step 12",
+            (0.1, 1e-3, 0.9, 0.999, 12),
+            "Result 1 is 6.57 times as large, result 2 9.15 times.",
+        ),
+        (
+            "β₂ = 0.95, step 1",
+            (1.0, 0.5, 0.9, 0.95, 1),
+            "Here result 1 becomes smaller, by 0.447. Result 2 always becomes larger.",
+        ),
+        (
+            "no momentum",
+            (0.1, 1e-6, 0.0, 0.999, 3),
+            "1 − β₁ᵗ is 1 then, and both results have the same factor.",
+        ),
         ("step 1,000,000", (0.1, 1e-6, 0.9, 0.999, 10**6), "Nothing is left to convert."),
     ):
         lr, eps, beta1, beta2, t = arguments
