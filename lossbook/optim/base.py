@@ -130,7 +130,8 @@ class Optimizer(torch.optim.Optimizer):
         self.check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group.setdefault("initial_lr", group["lr"])
+        lr = group["lr"]  # a tensor would go on changing with the schedule
+        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         group["decayed"] = [not self._excluded_by(*pair) for pair in _named(group)]
         for name, p in _named(group):
             require(p.is_floating_point(), _label(name, p), p.dtype, "a real floating-point type")

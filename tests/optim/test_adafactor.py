@@ -18,6 +18,7 @@ from trajectories import optax_walk
 from transformers.optimization import Adafactor as Transformers
 
 from lossbook.optim import Adafactor, adafactor_step
+from lossbook.optim.adafactor import _column_mean, factored_axes
 
 # 25 steps of some thirty roundings each, in float64.
 ROUNDING = 1e-12
@@ -479,6 +480,8 @@ def test_compiled_half_precision():
         ("eps", (None, 1e-3)),
         ("eps", (1e-30,)),
         ("eps", (-1.0, 1e-3)),
+        ("eps", (1e-30, math.inf)),
+        ("scale_parameter", 1),
         ("beta2_decay", 0.8),
         ("clip_threshold", 0.0),
         ("beta1", 1.0),
@@ -490,7 +493,7 @@ def test_compiled_half_precision():
         ("decay", "decoupled"),
     ],
 )
-def test_bad_options_are_named(argument, value):
+def test_bad_options_are_named(argument, value, untyped):
     p = torch.zeros(3, requires_grad=True)
     with pytest.raises(ValueError, match=f"^{argument}: expected .*, got "):
         Adafactor([p], **{argument: value})
@@ -558,3 +561,71 @@ def test_every_mistake_is_caught_with_a_margin(tools, mistake):
     ]
     gap = tools.distance([list(step) for step in zip(*columns, strict=True)], oracle)
     assert gap <= ROUNDING if mistake == "right" else gap > 1e-2
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 127, 128, 130, 200])
+def test_the_mean_of_the_columns_is_their_mean(n):
+    """64 rows at a time and the rest: sums of 200 numbers in another order, so 1e-14."""
+    x = torch.tensor(np.random.default_rng(n).uniform(0.5, 1.5, size=(2, n, 3)))
+    assert (_column_mean(x) - x.mean(-2, keepdim=True)).abs().max() <= 1e-14
+
+
+def test_a_step_of_a_large_matrix_is_transformers():
+    """More rows than the 64 that are summed at a time; the shapes above are smaller."""
+    rng = np.random.default_rng(3)
+    start, gs = rng.normal(size=(150, 70)), rng.normal(size=(3, 150, 70))
+    ends = []
+    for make in (
+        lambda p: Adafactor(p, rate="given", clip_threshold=1e9),
+        lambda p: Transformers(p, lr=1e-2, relative_step=False, clip_threshold=1e9),
+    ):
+        p = torch.nn.Parameter(torch.tensor(start))
+        optimizer = make([p])
+        for g in gs:
+            p.grad = torch.tensor(g)
+            optimizer.step()
+        ends.append(p.detach())
+    assert (ends[0] - ends[1]).abs().max() <= ROUNDING * (ends[1] - torch.tensor(start)).abs().max()
+
+
+def test_torchs_decay_goes_by_its_lr_and_not_by_the_relative_step(hostile, tools):
+    """Where lr is above 1 / sqrt(t) the two differ."""
+    hostile.rates = [30 * rate for rate in hostile.rates]
+    theirs = tools.walk(lambda p: torch.optim.Adafactor(p, eps=(1e-3, 1e-3), **DECAY), hostile)
+    ours = tools.walk(lambda p: Adafactor.like("torch", p, eps=(1e-3, 1e-3), **DECAY), hostile)
+    assert tools.distance(ours, theirs) <= ROUNDING
+
+
+def test_the_warm_up_rises_to_where_it_meets_the_root_whatever_lr_is():
+    """min(1e-6 t, 1 / sqrt(t)): they meet at t = 10,000."""
+    theta, g = torch.zeros(3).double(), torch.ones(3).double()
+    options = {"rate": "warmup", "scale_parameter": False, "beta2_decay": 0.0, "lr": 0.0}
+    for t, rate in ((1, 1e-6), (5_000, 5e-3), (40_000, 5e-3)):
+        new, _ = adafactor_step(theta, g, {"v": torch.zeros(3).double()}, t, **options)
+        assert new.tolist() == pytest.approx([-rate] * 3, rel=1e-14)
+
+
+def test_groups_may_differ(hostile, tools):
+    """In what they remember too: a parameter moves as in an optimizer of its own."""
+    forms = [{}, {"beta1": 0.9}, {"factor": "largest"}, {"factor": "none"}]
+    forms += [{"beta1": 0.9, "factor": "largest"}, {"min_dim_size_to_factor": 3}]
+    hostile.start[1:5] = [hostile.start[3]] * 4  # (4, 3, 5): every form another way
+    for row in hostile.gradients:
+        row[1:5] = [row[3]] * 4
+    whole = tools.walk(
+        lambda p: Adafactor([{"params": [x], **f} for x, f in zip(p, forms, strict=True)]), hostile
+    )
+    for i, form in enumerate(forms):
+        one = copy.deepcopy(hostile)
+        one.start, one.gradients = one.start[i : i + 1], [g[i : i + 1] for g in one.gradients]
+        alone = tools.walk(lambda p, f=form: Adafactor(p, **f), one)
+        assert tools.distance([step[i : i + 1] for step in whole], alone) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5), (5, 3, 3), (4, 4, 4), (3, 5, 3), (2, 7, 7, 2)])
+def test_among_equal_axes_the_last_are_the_largest(shape):
+    """As in optax, whose sort keeps the order of equals."""
+    from optax._src.factorized import _factored_dims
+
+    group = {"factor": "largest", "min_dim_size_to_factor": 2}
+    assert factored_axes(shape, group) == tuple(sorted(_factored_dims(shape, True, 2)))

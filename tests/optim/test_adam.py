@@ -312,6 +312,8 @@ def test_every_mistake_is_caught_with_a_margin(hostile, tools, wrong):
         ("betas", (-0.1, 0.999)),
         ("betas", (0.9,)),
         ("eps", -1e-8),
+        ("eps", math.nan),
+        ("bias_correction", 1),
         ("weight_decay", -0.01),
         ("eps_placement", "under"),
         ("decay", "l1"),

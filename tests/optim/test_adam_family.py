@@ -816,6 +816,7 @@ def test_a_shared_cache_gives_a_group_the_rate_of_another(tools):
         (NAdam, {"momentum_decay": math.nan}, "momentum_decay: expected .*, got nan"),
         (NAdam, {"correction": "both"}, "correction: expected one of .*, got 'both'"),
         (RAdam, {"threshold": 3.0}, "threshold: expected a finite number >= 4.*, got 3.0"),
+        (RAdam, {"threshold": math.inf}, "threshold: expected a finite number >= 4.*, got inf"),
         (RAdam, {"unrectified": "sgd"}, "unrectified: expected one of .*, got 'sgd'"),
         (RAdam, {"betas": (0.9, 0.6)}, r"betas: expected a second beta above 0.6667, .*, got \(0"),
     ],
@@ -832,3 +833,46 @@ def test_presets_are_valid_and_can_be_overridden(kind):
         optimizer = kind.like(name, [("weight", p)], lr=0.5, eps=0.25)
         assert optimizer.param_groups[0]["lr"] == 0.5
         assert optimizer.param_groups[0]["eps"] == 0.25
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_papers_decay_follows_the_schedule_and_not_the_rate(hostile, tools, kind):
+    """lambda_paper = alpha lambda_decoupled, for any schedule."""
+    alpha = 0.02
+    options = {"lr": alpha, "weight_decay": 0.1 * alpha, "decay": "paper"}
+    paper = tools.walk(lambda p: kind(p, eps=1e-3, **options), hostile)
+    other = tools.walk(lambda p: kind(p, **DECAYED, decay="decoupled"), hostile)
+    assert tools.distance(paper, other) <= ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (AMSGrad, {"betas": (0.5, 0.9)}),
+        (AdaMax, {"betas": (0.5, 0.9)}),
+        (NAdam, {"betas": (0.5, 0.9), "momentum_decay": 1.0}),
+        (RAdam, {"betas": (0.5, 0.7)}),
+    ],
+    ids=called,
+)
+def test_groups_may_differ(hostile, tools, double, kind, options):
+    """What is computed once for a group, from step count and options, is that group's own."""
+    oracle = {AMSGrad: torch_amsgrad, AdaMax: torch.optim.Adamax}.get(kind) or getattr(
+        torch.optim, kind.__name__
+    )
+
+    def make(which):
+        return lambda p: which([{"params": p[:3]}, {"params": p[3:], **options}], **DECAYED)
+
+    ours, theirs = (tools.walk(make(which), hostile) for which in (kind, oracle))
+    assert tools.distance(ours, theirs) <= ROUNDING
+
+
+def test_radams_equation_finds_its_threshold_itself():
+    """As the class does for it; rho is a little below t at these steps."""
+    given = states(np.random.default_rng(4))
+    for threshold in (4.0, 5.0, 8.0):
+        for t in (5, 6, 9):
+            rectified = average_length(t, 0.999) > threshold
+            found = radam_step(*given, t, threshold=threshold)[0]
+            assert torch.equal(found, radam_step(*given, t, rectified=rectified)[0])

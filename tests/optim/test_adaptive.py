@@ -419,10 +419,12 @@ def test_resuming_from_a_state_dict_gives_the_same_bits(hostile, tools, kind, op
         with pytest.raises(ValueError, match="expected the entries"):
             other.load_state_dict(saved)
         other = kind(twins)
+    kept = copy.deepcopy(saved)
     other.load_state_dict(saved)
     again = list(tools.positions(other, twins, hostile, first=11))[1:]
     for one, two in zip(rest, again, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
+    torch.testing.assert_close(saved["state"], kept["state"], rtol=0, atol=0)  # it was copied
 
 
 def test_a_state_is_as_large_as_it_must_be():
@@ -589,6 +591,7 @@ def test_every_mistake_is_caught_with_a_margin(hostile, tools, wrong):
         (Adagrad, {"eps_placement": "hat"}, "eps_placement: expected one of .*, got 'hat'"),
         (RMSprop, {"alpha": 1.0}, r"alpha: expected a number in \[0, 1\), got 1.0"),
         (RMSprop, {"momentum": -0.1}, r"momentum: expected a number in \[0, 1\), got -0.1"),
+        (RMSprop, {"bias_correction": 1}, "bias_correction: expected True or False, got 1"),
         (RMSprop, {"centered": 1}, "centered: expected True or False, got 1"),
         (RMSprop, {"lr_placement": "under"}, "lr_placement: expected one of"),
         (
@@ -634,3 +637,42 @@ def test_the_identity_with_adam_holds_for_one_step_of_the_equations():
         )
         assert torch.allclose(ours, other, rtol=0, atol=1e-15)
         assert torch.equal(new["v"], w)
+
+
+@pytest.mark.parametrize("kind", [Adagrad, RMSprop, Adadelta])
+def test_the_papers_decay_follows_the_schedule_and_not_the_rate(hostile, tools, kind):
+    """lambda_paper = alpha lambda_decoupled, for any schedule."""
+    alpha = 0.02
+    options = {"lr": alpha, "weight_decay": 0.1 * alpha, "decay": "paper"}
+    paper = tools.walk(lambda p: kind(p, **options), hostile)
+    other = tools.walk(lambda p: kind(p, weight_decay=0.1, decay="decoupled"), hostile)
+    assert tools.distance(paper, other) <= ROUNDING
+
+
+@pytest.mark.parametrize(("name", "option"), [("b", {"momentum": 0.9}), ("m", {"centered": True})])
+def test_what_is_switched_on_later_begins_then_in_float32(name, option):
+    p = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = RMSprop([p], eps=1e-3)
+    for change in ({}, option):
+        optimizer.param_groups[0].update(change)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert optimizer.state[p][name].dtype is torch.float32 and optimizer.state[p][name].all()
+
+
+def test_what_the_saved_groups_need_takes_the_parameters_precision():
+    p, q = (torch.zeros(4, dtype=d, requires_grad=True) for d in (torch.float32, torch.float64))
+    first, second = RMSprop([p], momentum=0.9, centered=True), RMSprop([q])
+    p.grad = torch.ones_like(p)
+    first.step()
+    second.load_state_dict(first.state_dict())
+    assert {second.state[q][name].dtype for name in "vmb"} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Adagrad, "eps"), (Adagrad, "lr_decay"), (Adagrad, "initial_accumulator_value")],
+)
+def test_infinity_is_no_option(kind, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, got inf"):
+        kind([torch.zeros(3, requires_grad=True)], **{name: math.inf})

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from torch.optim.swa_utils import SWALR
 
+from lossbook import optim
 from lossbook.optim import (
     SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
     Adam,
+    AdaMax,
     AdamW,
+    AMSGrad,
+    NAdam,
     NonFiniteGradientError,
+    RAdam,
+    RMSprop,
     batching,
     clip_factor,
     compiled,
@@ -487,3 +499,203 @@ def test_the_graph_for_other_devices_is_the_same_equation(untyped):
         compiled.update(equation, row, numbers, {})
     for one, two in zip(ours, theirs, strict=True):
         assert all(torch.allclose(a, b, rtol=1e-14, atol=0) for a, b in zip(one, two, strict=True))
+
+
+KINDS = {
+    "SGD": SGD,
+    "momentum": partial(SGD, momentum=0.9),
+    "Adagrad": Adagrad,
+    "RMSprop": partial(RMSprop, momentum=0.9, centered=True),
+    "Adadelta": Adadelta,
+    "Adam": Adam,
+    "AdamW": AdamW,
+    "AMSGrad": AMSGrad,
+    "AdaMax": AdaMax,
+    "NAdam": NAdam,
+    "RAdam": RAdam,
+    "Adafactor": partial(Adafactor, beta1=0.9),
+}
+SPOILT = {
+    "sparse": lambda g: g.to_sparse(),
+    "complex": lambda g: g.to(torch.complex128),
+    "infinite": lambda g: g / 0,
+    "NaN": lambda g: g * np.nan,
+}
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_refuses_before_anything_moves(kind, how, clip):
+    """The last of two gradients is bad, after a step that has filled the memory."""
+    p, q = with_gradient(3, 2), with_gradient(3, 2)
+    optimizer = KINDS[kind]([("first", p), ("second", q)], clip=clip)
+    optimizer.step()
+    before = copy.deepcopy([p.detach(), q.detach(), optimizer.state_dict()["state"]])
+    g, q.grad, q.grad_dtype = q.grad, None, None
+    q.grad = SPOILT[how](g)
+    with pytest.raises(ValueError, match="second"):
+        optimizer.step()
+    after = [p.detach(), q.detach(), optimizer.state_dict()["state"]]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_goes_on_from_its_state_to_the_bit(hostile, tools, kind, dtype):
+    hostile.dtypes = [dtype] * len(hostile.start)
+    whole = tools.walk(KINDS[kind], hostile)
+    tensors = hostile.tensors()
+    first = KINDS[kind](tensors)
+    walk = tools.positions(first, tensors, hostile)
+    path = [next(walk) for _ in range(11)]  # the start, and ten steps
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    kept = copy.deepcopy(saved)
+    second = KINDS[kind](tensors)
+    second.load_state_dict(saved)
+    path += list(tools.positions(second, tensors, hostile, first=11))[1:]
+    assert tools.distance(path, whole) == 0
+    torch.testing.assert_close(saved["state"], kept["state"], rtol=0, atol=0)  # it was copied
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precisions_mix_in_both_orders(hostile, tools, kind):
+    """Whoever stands beside it in the group, a parameter moves as it does alone, to the bit."""
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16] * 2
+    for dtypes in (kinds[:6], kinds[1:7]):
+        hostile.dtypes = dtypes
+        together = tools.walk(KINDS[kind], hostile)
+        for i in range(6):
+            one = copy.deepcopy(hostile)
+            one.start, one.dtypes = one.start[i : i + 1], dtypes[i : i + 1]
+            one.gradients = [row[i : i + 1] for row in one.gradients]
+            alone = tools.walk(KINDS[kind], one)
+            assert all(np.array_equal(a[i], b[0]) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "oracle"),
+    [(SGD, torch.optim.SGD), (Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)],
+)
+def test_defaults_are_torchs(kind, oracle):
+    groups = [
+        make([torch.zeros(2, requires_grad=True)]).param_groups[0]
+        for make in (kind, partial(kind.like, "torch"), oracle)
+    ]
+    common = set(groups[0]) & set(groups[2]) - {"params"}
+    assert {"lr", "weight_decay"} <= common
+    for ours in groups[:2]:
+        assert {k: ours[k] for k in common} == {k: groups[2][k] for k in common}
+
+
+def defaults(function):
+    """By name; two betas count as beta1 and beta2, two eps as eps1 and eps2."""
+    parameters = inspect.signature(function).parameters.values()
+    found = {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
+    for plural, one in (("betas", "beta"), ("eps", "eps")):
+        if isinstance(found.get(plural), tuple):
+            found[f"{one}1"], found[f"{one}2"] = found.pop(plural)
+    return found
+
+
+STEPS = [name for name in optim.__all__ if name.endswith("_step") and name != "ema_step"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_equation_has_the_defaults_of_its_class(step):
+    kinds = {name.lower(): getattr(optim, name) for name in optim.__all__}
+    kind = kinds["sgd" if step == "plain_step" else step.removesuffix("_step")]
+    ours, theirs = defaults(kind.__init__), defaults(getattr(optim, step))
+    common = set(ours) & set(theirs)
+    assert {"lr", "weight_decay"} <= common
+    assert {k: theirs[k] for k in common} == {k: ours[k] for k in common}
+
+
+def test_a_rate_that_is_a_tensor_keeps_where_it_began():
+    """torch's schedulers change such a rate in place; ``initial_lr`` must not go with it."""
+    ends = []
+    for lr in (0.25, torch.tensor(0.25, dtype=torch.float64)):
+        p = with_gradient(1, value=0.0)
+        p.data.fill_(1.0)
+        optimizer = AdamW([p], lr=lr, weight_decay=0.5, decay="paper")
+        schedule = LambdaLR(optimizer, lambda t: 0.5**t)
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+        ends.append(p.item())
+    assert ends == [0.5 * 0.75 * 0.875] * 2
+
+
+def test_a_group_may_say_where_its_rate_began():
+    """As a run does that is taken up in the middle of its schedule."""
+    p = with_gradient(1, value=0.0)
+    p.data.fill_(1.0)
+    group = {"params": [p], "lr": 0.1, "initial_lr": 0.2}
+    AdamW([group], weight_decay=0.5, decay="paper").step()
+    assert p.item() == 0.75
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rate_that_begins_at_zero_moves_nothing(kind):
+    """The schedule's multiplier is lr over initial_lr, here 0 over 0."""
+    p = with_gradient(3)
+    KINDS[kind]([p], lr=0.0).step()
+    assert not p.any()
+
+
+def test_a_group_that_is_added_later_moves_and_is_excluded_like_the_others():
+    early, matrix, bias = with_gradient(2, 2), with_gradient(2, 2), with_gradient(3)
+    optimizer = AdamW([("early", early)], exclude="rank")
+    optimizer.step()
+    optimizer.add_param_group({"params": [("matrix", matrix), ("bias", bias)]})
+    optimizer.step()
+    assert matrix.all() and bias.all() and optimizer.excluded == ["bias"]
+    assert [optimizer.state[p]["step"] for p in (early, matrix, bias)] == [2, 1, 1]
+
+
+def test_a_refused_group_is_not_added():
+    optimizer = AdamW([with_gradient(3)])
+    with pytest.raises(ValueError, match="eps: expected"):
+        optimizer.add_param_group({"params": [with_gradient(3)], "eps": -1.0})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_loaded_state_brings_its_exclusions():
+    """They are part of the groups; a list that was made before must not be used any longer."""
+    p, q = with_gradient(3, value=0.0), with_gradient(3, value=0.0)
+    saved, optimizer = AdamW([p], exclude="rank"), AdamW([q], weight_decay=0.5)
+    saved.step()
+    optimizer.step()
+    optimizer.load_state_dict(saved.state_dict())
+    q.data.fill_(1.0)
+    optimizer.step()
+    assert (q == 1).all()
+
+
+def test_the_groups_of_one_optimizer_are_groups_for_another():
+    """With what torch's schedulers have left in them."""
+    old = SGD([("w", with_gradient(3))], lr=0.5, momentum=0.9, exclude="rank")
+    OneCycleLR(old, max_lr=0.1, total_steps=9)
+    SWALR(old, swa_lr=0.1)
+    assert {"decayed", "initial_lr", "max_lr", "swa_lr"} <= set(old.param_groups[0])
+    assert SGD(old.param_groups).excluded == []
+
+
+def test_the_first_eight_bad_gradients_are_named_and_no_others():
+    bad = [(f"w{i}", with_gradient(1, value=np.nan)) for i in range(9)]
+    with pytest.raises(NonFiniteGradientError, match=r"NaN in w0, w1, w2, w3, w4, w5, w6, w7$"):
+        AdamW(bad).step()
+
+
+def test_a_parameter_without_a_name_goes_by_its_shape():
+    with pytest.raises(NonFiniteGradientError, match=r"in parameter of shape \(3, 2\)$"):
+        AdamW([with_gradient(3, 2, value=np.nan)]).step()
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "clip"])
+def test_infinity_is_no_option(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, got inf"):
+        AdamW([with_gradient(3)], **{name: np.inf})

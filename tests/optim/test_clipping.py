@@ -99,3 +99,15 @@ def test_an_optimizer_clips_over_all_its_groups(form):
     expected = torchs(grads, 0.5) if form == "torch" else optaxs(grads, 0.5)
     assert gap([-p.detach().numpy() for p in tensors], expected) <= 1e-12
     assert all(np.array_equal(p.grad, g) for p, g in zip(tensors, grads, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_norm_of_low_precision_is_summed_in_a_higher_one(dtype):
+    """Rows of 4096 numbers: in float16 their norm overflows, in bfloat16 it has two digits."""
+    g = (3000 * torch.tensor(np.random.default_rng(0).uniform(1, 2, size=20_000))).to(dtype)
+    assert global_norm([g]) == pytest.approx(g.double().norm().item(), rel=1e-6)
+
+
+def test_the_norm_of_a_short_float32_gradient_has_the_digits_of_float64():
+    g = torch.tensor(np.random.default_rng(0).normal(size=5000)).float()
+    assert global_norm([g]) == pytest.approx(g.double().norm().item(), rel=1e-14)

@@ -156,6 +156,10 @@ def test_refusals():
         (lambda: EMA([]), "parameters: expected at least one tensor"),
         (lambda: EMA([p]).averages(), r"averages: expected an update\(\) before"),
         (
+            lambda: EMA([p], 0.9).load_state_dict(EMA([p], 0.99).state_dict()),
+            r"state_dict\['decay'\]: expected this average's 0.9, got 0.99",
+        ),
+        (
             lambda: EMA([p]).load_state_dict(EMA([p], start="zero").state_dict()),
             r"state_dict\['start'\]: expected this average's 'copy', got 'zero'",
         ),
@@ -166,3 +170,41 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_what_is_read_or_saved_or_loaded_is_a_copy():
+    p = torch.ones(2)
+    ema, other = EMA([p], 0.5), EMA([p], 0.5)
+    ema.update()
+    averages, saved = ema.averages(), ema.state_dict()
+    other.load_state_dict(saved)
+    p.fill_(3.0)
+    for each in (ema, other):
+        each.update()
+        assert torch.equal(each.averages()[0], torch.full((2,), 2.0))
+    assert torch.equal(averages[0], torch.ones(2)) and torch.equal(saved["sums"][0], torch.ones(2))
+
+
+def test_buffers_are_not_averaged():
+    norm = torch.nn.BatchNorm1d(3)
+    assert [tuple(x.shape) for x in EMA(norm).sums] == [(3,), (3,)]
+
+
+def test_a_refused_state_changes_nothing():
+    ema, other = (EMA([torch.ones(2)], decay) for decay in (0.5, 0.9))
+    other.update()
+    with pytest.raises(ValueError, match="decay"):
+        ema.load_state_dict(other.state_dict())
+    assert ema.updates == 0
+
+
+def test_defaults():
+    """0.999 and a copy, as torch's ``get_ema_multi_avg_fn`` and ``AveragedModel`` have them."""
+    ours, p = EMA(Model()), Model()
+    theirs = AveragedModel(p, multi_avg_fn=get_ema_multi_avg_fn())
+    ours.parameters = list(p.parameters())
+    for values in course(5):
+        fill(p, values)
+        ours.update()
+        theirs.update_parameters(p)
+    assert gap(ours.averages(), [x.detach().numpy() for x in theirs.module.weights]) <= 1e-14

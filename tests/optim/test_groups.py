@@ -73,6 +73,11 @@ def test_optimizers_read_the_rates(make):
         ("bert.encoder.layer.11.output.LayerNorm.bias", 12),
         ("classifier.weight", None),
         ("transformer.wte.weight", 0),
+        ("transformer.wpe.weight", 0),
+        ("Embed_0.embedding", 0),
+        ("EMBEDDING.weight", 0),
+        ("bert.layer2", None),
+        ("encoder.layer.3a.weight", None),
         ("transformer.h.10.mlp.c_fc.weight", 11),
         ("electra/encoder/layer_3/attention/self/query/kernel", 4),
         ("electra/embeddings_project/kernel", 0),
@@ -110,6 +115,11 @@ def test_refusals():
         (lambda: layerwise([("a", p)], 1.0, 0.0), r"decay: expected a number in \(0, 1\], got 0.0"),
         (lambda: layerwise([("a", p)], 1.0, 1.1), "decay: .*got 1.1"),
         (lambda: layerwise([("a", p)], -1.0, 0.5), "lr: .*got -1.0"),
+        (lambda: layerwise([("a", p)], float("inf"), 0.5), "lr: .*got inf"),
+        (
+            lambda: layerwise([("a", p)], 1.0, 0.5, depth_of=lambda name: 1.5),
+            r"depth_of\('a'\): expected None or a whole number >= 0, got 1.5",
+        ),
         (lambda: layerwise([("a", frozen)], 1.0, 0.5), "parameters: expected at least one .*'a'"),
         (lambda: layerwise([("a", p)], 1.0, 0.5, convention="x"), "convention: .*got 'x'"),
         (
@@ -125,3 +135,25 @@ def test_refusals():
 def test_a_parameter_without_a_name_is_refused():
     with pytest.raises(ValueError, match="parameters: expected pairs of a name and a tensor"):
         layerwise([torch.nn.Parameter(torch.ones(1))], 1.0, 0.5)
+
+
+def test_depths_count_and_not_the_groups_that_there_are():
+    """Layers that are frozen, or have no parameters, are layers all the same."""
+    pairs = [(name, torch.nn.Parameter(torch.ones(1))) for name in ("layer.3.weight", "head")]
+    groups = layerwise(pairs, 1.0, 0.5)
+    assert [(g["name"], g["lr"]) for g in groups] == [("layer 3", 0.5), ("head", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "excluded"),
+    [
+        ("bert/embeddings/LayerNorm/gamma", True),
+        ("encoder.layer_norm.weight", True),
+        ("cls.predictions.output_bias", True),
+        ("attention.bias_table", True),
+        ("encoder.layer.0.weight", False),
+        ("layernorm.weight", False),
+    ],
+)
+def test_berts_rule_searches_anywhere_in_the_name(name, excluded):
+    assert optim.exclusion_rule("bert")(name, torch.ones(2, 2)) is excluded

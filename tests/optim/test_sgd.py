@@ -413,13 +413,15 @@ def test_momentum_that_is_switched_on_later_begins_then(tools):
 
 def test_groups_may_differ(hostile, tools):
     def make(kind):
-        return lambda p: kind(
-            [
-                {"params": p[:2]},
-                {"params": p[2:4], "momentum": 0.9, "nesterov": True},
-                {"params": p[4:], "momentum": 0.5, "dampening": 0.2, "weight_decay": 0.1},
-            ],
-            lr=0.1,
+        return (
+            lambda p: kind(
+                [
+                    {"params": p[:2], "dampening": 0.4},  # of no momentum
+                    {"params": p[2:4], "momentum": 0.9, "nesterov": True},
+                    {"params": p[4:], "momentum": 0.5, "dampening": 0.2, "weight_decay": 0.1},
+                ],
+                lr=0.1,
+            )
         )
 
     ours, theirs = (tools.walk(make(kind), hostile) for kind in (SGD, torch.optim.SGD))
@@ -487,7 +489,8 @@ def test_the_closure_is_called_ahead_and_the_parameters_come_back():
         loss.backward()
         return loss.detach()
 
-    losses = [float(optimizer.step(closure)) for _ in range(2)]
+    with torch.no_grad():  # of the caller; the closure has gradients all the same
+        losses = [float(optimizer.step(closure)) for _ in range(2)]
     # theta: 1, then 1 - 1/4; look-ahead 3/4 - 1/8 = 5/8; v = -1/8 - 5/32 = -9/32
     assert torch.equal(seen[0], torch.ones(2).double())
     assert torch.equal(seen[1], torch.full((2,), 0.625).double())
@@ -575,6 +578,7 @@ def test_every_mistake_is_caught_with_a_margin(hostile, tools, wrong):
         ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, r"momentum: expected a number in \[0, 1\)"),
         ({"dampening": 1.5}, r"dampening: expected a number in \[0, 1\], or 'momentum', got 1.5"),
+        ({"dampening": -0.1}, "dampening: expected .*, got -0.1"),
         ({"dampening": "tied"}, "dampening: expected .*, got 'tied'"),
         ({"weight_decay": -0.1}, "weight_decay: expected"),
         ({"nesterov": "keras", "momentum": 0.9}, "nesterov: expected one of .*'sutskever'"),
@@ -600,3 +604,59 @@ def test_presets_are_valid_and_can_be_overridden():
         optimizer = SGD.like(name, [torch.zeros(3, requires_grad=True)], lr=0.5, momentum=0.25)
         assert optimizer.param_groups[0]["lr"] == 0.5
         assert optimizer.param_groups[0]["momentum"] == 0.25
+
+
+def test_lookahead_is_another_word_for_true(hostile, tools):
+    paths = [
+        tools.walk(lambda p, w=word: SGD(p, momentum=0.9, nesterov=w), hostile)
+        for word in (True, "lookahead")
+    ]
+    assert tools.distance(*paths) == 0
+
+
+def test_momentum_that_is_switched_on_later_is_kept_in_float32():
+    p = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = SGD([p])
+    for momentum in (0.0, 0.9):
+        optimizer.param_groups[0]["momentum"] = momentum
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert optimizer.state[p]["b"].dtype is torch.float32
+
+
+def test_a_group_ties_the_dampening_to_its_own_momentum():
+    p, q = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    groups = [{"params": [p], "momentum": 0.5}, {"params": [q], "momentum": 0.75}]
+    optimizer = SGD(groups, dampening="momentum", first_buffer="dampened")
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    assert [optimizer.state[x]["b"].item() for x in (p, q)] == [0.5, 0.25]
+
+
+def test_only_sutskevers_groups_go_ahead_and_each_at_its_own_rate():
+    tensors = [torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    forms = [{"nesterov": "sutskever", "lr": 0.25}, {"nesterov": "sutskever", "lr": 0.5}, {}]
+    groups = [{"params": [p], **form} for p, form in zip(tensors, forms, strict=True)]
+    optimizer, seen = SGD(groups, lr=0.25, momentum=0.5), []
+
+    def closure():
+        seen.append([p.item() for p in tensors])
+        for p in tensors:
+            p.grad = torch.ones_like(p)
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    # theta is 1 - lr now and b is 1: momentum alone would carry it on by lr / 2
+    assert seen == [[1.0, 1.0, 1.0], [0.75 - 0.125, 0.5 - 0.25, 0.75]]
+
+
+def test_the_look_ahead_point_is_rounded_once():
+    """1 - move lies just beyond the middle of two numbers; move rounded first is that middle."""
+    p = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = SGD.like("sutskever", [p], momentum=0.5)
+    p.grad = torch.zeros_like(p)
+    optimizer.step(lambda: None)
+    move = 2.0**-9 * (1 + 2.0**-10)
+    optimizer.state[p]["b"].fill_(2 * move)
+    with optimizer.ahead():
+        assert p.item() == 1 - 2.0**-8
