@@ -237,17 +237,18 @@ class Optimizer(torch.optim.Optimizer):
         return {name: tuple(p.shape) for name in self.memory}
 
     def _plans(self, part: _Moving, scale: float) -> Iterator[_Plan]:
-        """Begin what is not remembered yet, count the step, and sort by step counts."""
+        """Begin what is not remembered yet, count the step, and sort by step count and device."""
         needed = {"step", *self.memory}
         states = [self.state[p] for p in part.parameters]
         for p, state in zip(part.parameters, states, strict=True):
             if not needed <= state.keys():
                 self._begin(p, state)
             state["step"] += 1
-        rows, steps = self._rows(part, states), [state["step"] for state in states]
-        for t in set(steps):
-            plan = self._plan(part.group, part.decayed, t, scale)
-            plan.rows.extend(compress(rows, map(t.__eq__, steps)))
+        rows = self._rows(part, states)
+        kinds = [(state["step"], row[0].is_cpu) for state, row in zip(states, rows, strict=True)]
+        for kind in set(kinds):
+            plan = self._plan(part.group, part.decayed, kind[0], scale)
+            plan.rows.extend(compress(rows, map(kind.__eq__, kinds)))
             yield plan
 
     def _begin(self, p: Tensor, state: dict[str, Any]) -> None:
@@ -278,7 +279,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run(self, plan: _Plan) -> None:
         equation, rows = type(self).equation, plan.rows
-        on_cpu = rows[0][0].device.type == "cpu"
+        on_cpu = rows[0][0].is_cpu
         if self.compiled and on_cpu:
             rows = self._run_compiled(plan)
         if self.elementwise:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lossbook.optim import SGD, AdamW, compiled
+from lossbook.optim import SGD, AdamW, base, compiled
 from lossbook.optim.sweep import GRAIN, TILE, kernel_of
 
 SHAPES = [
@@ -127,6 +127,19 @@ def test_memory_of_another_length_never_reaches_the_kernel(untyped):
     optimizer.state[p]["b"] = torch.ones(5)
     with pytest.raises(RuntimeError, match="must match the size"):
         optimizer.step()
+
+
+def test_the_kernel_never_gets_an_address_on_another_device(monkeypatch):
+    """A group with parameters on two devices, the meta device in the place of an accelerator."""
+    sent = []
+    monkeypatch.setattr(base, "update_together", lambda _, rows, *__: sent.extend(rows))
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4, device="meta"))
+    optimizer = SGD([q, p], lr=1.0, momentum=0.5, compiled=True)
+    for x in (p, q):
+        x.grad = torch.ones_like(x)
+    optimizer.step()
+    assert torch.equal(p, torch.zeros(3))
+    assert [row[0].device.type for row in sent] == ["meta"]
 
 
 @pytest.mark.parametrize("name", MAKERS)
