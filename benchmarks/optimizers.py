@@ -13,6 +13,8 @@ is what ours does.
 
 Torch's kernels do not look for infinities and NaNs, so neither do ours where they race; what the
 look costs is a row of its own.
+
+All of it runs on the CPU, and once more on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -57,45 +59,74 @@ FUSED: list[tuple[str, type, type, dict[str, Any], int]] = [
 ADAFACTOR_BYTES = 28
 
 
-def parameters(shapes: Shapes, gradients: list[torch.Tensor]) -> list[torch.nn.Parameter]:
-    made = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
+def random_gradients(shapes: Shapes, device: str) -> list[torch.Tensor]:
+    return [torch.randn(shape, device=device) * 1e-3 for shape in shapes]
+
+
+def parameters(gradients: list[torch.Tensor]) -> list[torch.nn.Parameter]:
+    made = [torch.nn.Parameter(torch.full_like(g, 0.02)) for g in gradients]
     for p, g in zip(made, gradients, strict=True):
         p.grad = g
     return made
 
 
-def in_place(floats: int) -> Callable[[], object]:
+def in_place(floats: int, device: str) -> Callable[[], object]:
     """Read, change and write back so many numbers: 8 bytes each."""
-    x = torch.ones(floats)
+    x = torch.ones(floats, device=device)
     return lambda: x.mul_(0.999)
 
 
-def fused_race(shapes: Shapes, ours: type, torchs: type, options: dict[str, Any], moved: int):
+def settled(contestants: dict[str, Callable[[], object]], device: str) -> dict[str, Any]:
+    """On a GPU a call returns before its work is done; there the clock has to wait for it."""
+
+    def waiting(step: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            step()
+            torch.cuda.synchronize()
+
+        return run
+
+    if device == "cpu":
+        return contestants
+    return {name: waiting(step) for name, step in contestants.items()}
+
+
+def place(device: str) -> str:
+    """How a row says where it was measured."""
+    if device == "cpu":
+        return f"{torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name()
+
+
+def fused_race(
+    shapes: Shapes, ours: type, torchs: type, options: dict[str, Any], moved: int, device: str
+) -> dict[str, Callable[[], object]]:
     """Contestants of one optimizer, and the floor on a memory of the same size."""
-    gradients = [torch.randn(shape) * 1e-3 for shape in shapes]
+    gradients = random_gradients(shapes, device)
     count = sum(map(math.prod, shapes))
 
     def own(**more: Any) -> Callable[[], object]:
-        return ours(parameters(shapes, gradients), **options, **more).step
+        return ours(parameters(gradients), **options, **more).step
 
-    return {
-        "fused": torchs(parameters(shapes, gradients), **options, fused=True).step,
-        "for-loop": torchs(parameters(shapes, gradients), **options, foreach=False).step,
+    contestants = {
+        "fused": torchs(parameters(gradients), **options, fused=True).step,
+        "for-loop": torchs(parameters(gradients), **options, foreach=False).step,
         "compiled": own(compiled=True, check_finite=False),
         "looking": own(compiled=True, check_finite=True),
         "eager": own(check_finite=False),
-        "floor": in_place(count * moved // 8),
+        "floor": in_place(count * moved // 8, device),
     }
+    return settled(contestants, device)
 
 
-def fused_rows(size: str, threads: int) -> Iterator[Row]:
+def fused_rows(size: str, device: str) -> Iterator[Row]:
     shapes = SIZES[size]
     count = sum(map(math.prod, shapes)) / 1e6
     for name, ours, torchs, options, moved in FUSED:
-        contestants = fused_race(shapes, ours, torchs, options, moved)
+        contestants = fused_race(shapes, ours, torchs, options, moved, device)
         seconds = race(contestants, rounds=40 if count < 50 else 7)
         time = SimpleNamespace(**{key.replace("-", "_"): best(s) for key, s in seconds.items()})
-        what = f"{name}, {count:.1f} M parameters, {threads} threads"
+        what = f"{name}, {count:.1f} M parameters, {place(device)}"
         yield Row(what, "compiled against torch's fused", time.compiled, time.fused, target=1.1)
         yield Row(what, "the same with a look at the gradients", time.looking, time.fused)
         yield Row(what, "uncompiled against torch's for-loop", time.eager, time.for_loop)
@@ -129,20 +160,20 @@ def without_torchvision() -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def adafactors(shapes: Shapes) -> dict[str, Callable[[], object]]:
+def adafactors(shapes: Shapes, device: str) -> dict[str, Callable[[], object]]:
     from pytorch_optimizer import AdaFactor as OfPytorchOptimizer
     from transformers.optimization import Adafactor as OfTransformers
 
     with without_torchvision():
         from timm.optim.adafactor import Adafactor as OfTimm
 
-    gradients = [torch.randn(shape) * 1e-3 for shape in shapes]
+    gradients = random_gradients(shapes, device)
     count = sum(map(math.prod, shapes))
 
     def step(make: type, **options: Any) -> Callable[[], object]:
-        return make(parameters(shapes, gradients), lr=1e-3, **options).step
+        return make(parameters(gradients), lr=1e-3, **options).step
 
-    return {
+    contestants = {
         "torch, for-loop": step(torch.optim.Adafactor, foreach=False),
         "torch, foreach": step(torch.optim.Adafactor, foreach=True),
         "transformers": step(OfTransformers, relative_step=False),
@@ -150,18 +181,19 @@ def adafactors(shapes: Shapes) -> dict[str, Callable[[], object]]:
         "pytorch_optimizer": step(OfPytorchOptimizer, relative_step=False),
         "compiled": step(Adafactor, rate="given", compiled=True, check_finite=False),
         "eager": step(Adafactor, rate="given", check_finite=False),
-        "floor": in_place(count * ADAFACTOR_BYTES // 8),
+        "floor": in_place(count * ADAFACTOR_BYTES // 8, device),
     }
+    return settled(contestants, device)
 
 
-def adafactor_rows(size: str, threads: int) -> Iterator[Row]:
+def adafactor_rows(size: str, device: str) -> Iterator[Row]:
     shapes = SIZES[size]
     count = sum(map(math.prod, shapes)) / 1e6
-    seconds = race(adafactors(shapes), rounds=8 if count < 50 else 3)
+    seconds = race(adafactors(shapes, device), rounds=8 if count < 50 else 3)
     time = {name: best(values) for name, values in seconds.items()}
     compiled, eager, floor = (time.pop(name) for name in ("compiled", "eager", "floor"))
     fastest = min(time, key=time.__getitem__)
-    what = f"Adafactor, {count:.1f} M parameters, {threads} threads"
+    what = f"Adafactor, {count:.1f} M parameters, {place(device)}"
     for name, theirs in time.items():
         peer = f"compiled against {name}{' (the fastest)' if name == fastest else ''}"
         yield Row(what, peer, compiled, theirs, target=0.5)
@@ -171,7 +203,7 @@ def adafactor_rows(size: str, threads: int) -> Iterator[Row]:
 
 
 def run() -> list[Row]:
-    threads = torch.get_num_threads()
-    found = [row for size in SIZES for row in fused_rows(size, threads)]
-    found += [row for size in SIZES for row in adafactor_rows(size, threads)]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    found = [row for d in devices for size in SIZES for row in fused_rows(size, d)]
+    found += [row for d in devices for size in SIZES for row in adafactor_rows(size, d)]
     return sorted(found, key=lambda row: row.peer == FLOOR)
