@@ -57,8 +57,12 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600) -> nbformat.NotebookNode:
-    """Execute every cell in a fresh kernel that works in ``folder``."""
+    """Execute every cell in a fresh kernel that works in ``folder``.
+
+    What a cell prints arrives in pieces whose number is chance; it is stored as one.
+    """
     options = {"timeout": timeout, "kernel_name": "python3", "record_timing": False}
+    options["coalesce_streams"] = True
     NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options).execute()
     return tidy(notebook)
 
