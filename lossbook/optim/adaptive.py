@@ -305,7 +305,8 @@ class RMSprop(_Adaptive):
             multiplies what enters the buffer (TensorFlow, Keras, optax). The same under a
             constant rate and not under a schedule.
         bias_correction: divide v (and m) by 1 - alpha^t; with it this is Adam without its first
-            moment.
+            moment. Together with ``centered`` the variance is 0 in the first step, but for
+            rounding, and that step is g / eps.
         decay: ``"l2"`` adds lambda theta to the gradient, and the means see it;
             ``"decoupled"`` takes lr lambda theta off theta (Keras);
             ``"paper"`` takes eta lambda theta off, where eta is the schedule's multiplier, that is

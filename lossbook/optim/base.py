@@ -317,10 +317,12 @@ class Optimizer(torch.optim.Optimizer):
         lengths = [list(map(Tensor.numel, column)) for column in columns]
         forms = zip(*(map(attrgetter("dtype"), column) for column in columns), strict=True)
         whole = (map(Tensor.is_contiguous, column) for column in columns)
-        if lengths.count(lengths[0]) == len(lengths) and all(map(all, whole)):
+        turned = (map(Tensor.is_neg, column) for column in columns)  # -x, to be read as x
+        same = lengths.count(lengths[0]) == len(lengths)
+        if same and all(map(all, whole)) and not any(map(any, turned)):
             return forms
         return [
-            form if all(x.is_contiguous() and x.numel() == row[0].numel() for x in row) else None
+            form if all(_is_plain(x) and x.numel() == row[0].numel() for x in row) else None
             for form, row in zip(forms, rows, strict=True)
         ]
 
@@ -365,8 +367,9 @@ class Optimizer(torch.optim.Optimizer):
         return {**saved, "step": int(saved["step"]), **moments}
 
 
-def _same(kept: list[Tensor], found: list[Tensor]) -> bool:
-    return len(kept) == len(found) and all(map(is_, kept, found))
+def _is_plain(x: Tensor) -> bool:
+    """Whether the numbers lie in the memory as they are, and without gaps."""
+    return x.is_contiguous() and not x.is_neg()
 
 
 def _named(group: dict[str, Any]) -> list[tuple[str | None, Tensor]]:

@@ -5,14 +5,15 @@ number of passes over the memory. Run as it is, the equation makes a pass per op
 temporaries are kept in the cache by giving it small blocks. Compiled, it is a single pass.
 
 The compiler is called below ``torch.compile``: that checks its guards at every call, which for
-the hundreds of small tensors of a model costs more than the update. Here one kernel with an open
-length is built for each equation, set of options and precision, and :mod:`lossbook.optim.sweep`
-takes it over all tensors in one call. Learning rate, step count and the other numbers are
+the hundreds of small tensors of a model costs more than the update. Here kernels with an open
+length are built for each equation, set of options and precision, and :mod:`lossbook.optim.sweep`
+takes them over all tensors in one call. Learning rate, step count and the other numbers are
 arguments, so a schedule does not recompile anything.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -74,11 +75,12 @@ class Kernel:
     def scalars(self, numbers: dict[str, float]) -> Sequence[Tensor]:
         """The kernel's arguments beside the tensors, computed in float64 where they are new."""
         used = list(compress(numbers.values(), self._used))
-        if self._last is None or self._last[0] != used:
+        last = self._last  # read once: another thread may step with this kernel meanwhile
+        if last is None or last[0] != used:
             values = torch.tensor([*numbers.values()], dtype=torch.float64, device="cpu")
             found = self.prepare(*values.unbind())
-            self._last = used, torch.stack(found).to(self.dtype).unbind() if found else ()
-        return self._last[1]
+            last = self._last = used, torch.stack(found).to(self.dtype).unbind() if found else ()
+        return last[1]
 
 
 def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
@@ -86,6 +88,7 @@ def as_tensors(numbers: dict[str, float]) -> dict[str, Tensor]:
 
 
 _kernels: dict[Any, Kernel | None] = {}
+_building = threading.Lock()  # the compiler's settings belong to the whole process
 
 
 def kernel_for(
@@ -98,12 +101,20 @@ def kernel_for(
     precisions = (x.dtype for x in tensors)
     key = (equation, *precisions, *map(form_of, tensors), *options.items())
     if key not in _kernels:
-        try:
-            _kernels[key] = _build(equation, tensors, numbers, options)
-        except Exception as error:  # whatever a compiler, its headers or its cache may raise
-            _kernels[key] = None
-            warn_uncompiled(error)
+        with _building:
+            if key not in _kernels:  # nor built while this thread waited
+                _kernels[key] = _built(equation, tensors, numbers, options)
     return _kernels[key]
+
+
+def _built(*what: Any) -> Kernel | None:
+    try:
+        with warnings.catch_warnings():  # torch's own about itself, which may be errors
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _build(*what)
+    except Exception as error:  # whatever a compiler, its headers or its cache may raise
+        warn_uncompiled(error)
+        return None
 
 
 def warn_uncompiled(error: Exception) -> None:

@@ -3,8 +3,8 @@
 A model has hundreds of tensors, and most of them are small. A call from Python costs some five
 microseconds, and every call starts its threads anew. Plain gradient descent on ten million
 parameters loses a third of its time that way. So the list goes to a loop in C++. The loop sees the
-vectors end to end, gives each thread an equal share of the whole, and calls the kernel that the
-compiler made for one vector on every piece.
+vectors end to end, gives each thread an equal share of the whole, up to a tile, and calls the
+kernel that the compiler made for one vector on every piece.
 """
 
 from __future__ import annotations
@@ -40,20 +40,24 @@ extern "C" void sweep(Kernel table, Kernel vector, int64_t rows, char* const* te
                       const int64_t* lengths, char* const* scalars, int64_t threads) {{
     const int64_t total = std::accumulate(lengths, lengths + rows, int64_t(0));
     threads = std::min(threads, total / {grain} + 1);
-    const int64_t share = (total / threads / {grain} + 1) * {grain};
+    const int64_t share = (total + threads - 1) / threads;
     #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int64_t thread = 0; thread < threads; ++thread) {{
         int64_t begin = thread * share, end = begin + share;
         for (int64_t row = 0; row < rows && end > 0; ++row) {{
-            int64_t at = std::max(begin, int64_t(0)), stop = std::min(end, lengths[row]);
+            const int64_t length = lengths[row];
+            auto border = [&](int64_t x) {{  // between tiles, so that no bit depends on the threads
+                return x >= length ? length : std::max(x, int64_t(0)) / {tile} * {tile};
+            }};
+            int64_t at = border(begin), stop = border(end);
             char* const* tensor = tensors + row * {width};
-            if (const int64_t tiles = std::max(stop - at, int64_t(0)) / {tile}) {{
+            if (const int64_t tiles = (stop - at) / {tile}) {{
                 table({table}, tiles);
                 at += tiles * {tile};
             }}
             if (at < stop) vector({vector}, stop - at);
-            begin -= lengths[row];
-            end -= lengths[row];
+            begin -= length;
+            end -= length;
         }}
     }}
 }}
@@ -76,7 +80,7 @@ def swept(
 
     Returns:
         The function. It goes by addresses: the tensors of a row must be contiguous, of these
-        precisions and equally long.
+        precisions, equally long, and have their numbers in the memory of the CPU.
 
     Raises:
         Exception: whatever a compiler raises; ValueError where ``run`` is another kind of thing.
@@ -110,12 +114,20 @@ def swept(
     def move(rows: Sequence[Row], scalars: Sequence[Tensor]) -> None:
         tensors = array("q", list(map(Tensor.data_ptr, chain.from_iterable(rows))))
         lengths = array("q", list(map(Tensor.numel, map(itemgetter(0), rows))))
+        if 0 in tensors:
+            refuse_nowhere(rows)
         values = array("q", list(map(Tensor.data_ptr, scalars)))
         pointers = (x.buffer_info()[0] for x in (tensors, lengths, values))
         sweep(*addresses, len(rows), *pointers, torch.get_num_threads())
 
-    move.libraries = libraries  # the kernels live as long as the function that calls them
     return move
+
+
+def refuse_nowhere(rows: Sequence[Row]) -> None:
+    """A tensor without an address has no numbers here, unless it is empty."""
+    for tensor in chain.from_iterable(rows):
+        here = tensor.data_ptr() or not tensor.numel()
+        require(here, "tensor", type(tensor), "numbers in the memory of the CPU (compiled=True)")
 
 
 def kernel_of(

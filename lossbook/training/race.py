@@ -347,7 +347,7 @@ def summary(runs: Runs, setting: Setting) -> dict[str, Any]:
             "test": [_row(runs[name, best, seed]) for seed in TEST],
         }
         default = COMPETITORS[name].default
-        if default is not None:
+        if default is not None and all((name, default, seed) in runs for seed in TUNING):
             found[name]["default"] = _short(runs, name, default)
     floor = next(row["floor"] for row in runs.values() if row["floor"])
     steps = list(range(0, setting.steps + 1, setting.evaluate_every))

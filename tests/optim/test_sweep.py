@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import warnings
 
 import pytest
 import torch
 
-from lossbook.optim import SGD, AdamW, base, compiled
+from lossbook.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdaMax,
+    AdamW,
+    AMSGrad,
+    NAdam,
+    RAdam,
+    RMSprop,
+    base,
+    compiled,
+)
 from lossbook.optim.sweep import GRAIN, TILE, kernel_of
 
 SHAPES = [
@@ -88,7 +103,7 @@ def test_shares_of_threads_meet_without_gap_or_overlap(name, threads, no_warning
     threads(1)
     alone = walked(MAKERS[name], shapes, compiled=True)
     assert gap(alone, walked(MAKERS[name], shapes)) <= 1e-9
-    for count in (2, 3, 5):
+    for count in (2, 3, 5, 8):
         threads(count)
         assert gap(alone, walked(MAKERS[name], shapes, compiled=True)) == 0
 
@@ -140,6 +155,69 @@ def test_the_kernel_never_gets_an_address_on_another_device(monkeypatch):
     optimizer.step()
     assert torch.equal(p, torch.zeros(3))
     assert [row[0].device.type for row in sent] == ["meta"]
+
+
+def test_a_gradient_that_is_read_with_the_other_sign_keeps_its_sign():
+    """A view of -x has the memory of x."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch._neg_view(torch.ones(3))
+    SGD([p], lr=1.0, compiled=True).step()
+    assert torch.equal(p, torch.full((3,), 2.0))
+
+
+def test_a_tensor_without_memory_is_refused():
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch._efficientzerotensor(3)
+    with pytest.raises(ValueError, match="expected numbers in the memory of the CPU"):
+        SGD([p], lr=1.0, compiled=True, check_finite=False).step()
+
+
+def test_two_threads_that_share_a_kernel_step_at_their_own_rates(threads):
+    """The kernel keeps the numbers of its last step, and must know whose they are."""
+    threads(1)
+    wrong, before = [], sys.getswitchinterval()
+
+    def steps(rate):
+        p = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+        p.grad = torch.ones_like(p)
+        optimizer = SGD([p], lr=rate, compiled=True)
+        for i in range(3000):
+            optimizer.param_groups[0]["lr"] = rate * (1 + i % 2)
+            optimizer.step()
+            if p[0] != -rate * (1 + i % 2):
+                wrong.append((rate, p[0].item()))
+            p.data.zero_()
+
+    both = [threading.Thread(target=steps, args=(rate,)) for rate in (1.0, 128.0)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+ELEMENTWISE = (SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, AMSGrad, AdaMax, NAdam, RAdam)
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: kind.__name__)
+def test_every_elementwise_optimizer_is_swept(kind, monkeypatch, no_warning):
+    """Nobody would see the slower way otherwise, which has the same results."""
+    monkeypatch.setattr(compiled, "_kernels", {})
+    ends = []
+    for flag in (False, True):
+        p = torch.nn.Parameter(torch.ones(5, dtype=torch.float64))
+        optimizer = kind([p], compiled=flag)
+        for t in range(7):
+            p.grad = torch.cos(torch.arange(5.0).double() + t)
+            optimizer.step()
+        ends.append(p.detach())
+    assert (ends[0] - ends[1]).abs().max() <= 1e-14
+    moves = [kernel.move.__qualname__ for kernel in compiled._kernels.values()]
+    assert moves and all(move.startswith("swept") for move in moves)
 
 
 @pytest.mark.parametrize("name", MAKERS)
