@@ -83,7 +83,7 @@ def swept(
         precisions, equally long, and have their numbers in the memory of the CPU.
 
     Raises:
-        Exception: whatever a compiler raises; ValueError where ``run`` is another kind of thing.
+        Exception: whatever a compiler raises; ValueError where one of the two is no such function.
     """
     from torch._inductor.codecache import CppCodeCache
 
